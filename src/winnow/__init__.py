@@ -1,0 +1,1 @@
+"""Winnow: attention research on small language models, with verdicts that can be trusted."""
