@@ -1,0 +1,1 @@
+"""Markdown lab notebooks: study cells, and results written back beside them."""
