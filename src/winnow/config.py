@@ -207,6 +207,9 @@ def _input_error(details: Any, schema: type[Config]) -> InputError:
     if kind == "literal_error":
         permitted = str(details["ctx"]["expected"])
         return InputError(f"{details['input']!r} is not permitted", key=key, mend=f"permitted: {permitted}")
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return InputError(cause.message, key=".".join(part for part in (key, cause.key) if part), mend=cause.mend)
     message = str(details["msg"])
     message = message.removeprefix("Value error, ").removeprefix("Input ")
     shown = details.get("input")
