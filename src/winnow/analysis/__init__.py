@@ -1,0 +1,1 @@
+"""Reading and drawing what runs recorded."""
