@@ -156,7 +156,8 @@ class Variant(Config):
     A member is a subclass of a family with a default for `kind`; defining it registers it.
     """
 
-    kind: str
+    kind: Any
+    """The name of the member; each member narrows it to a literal of its own."""
     members: ClassVar[dict[str, type[Variant]]]
 
     @classmethod

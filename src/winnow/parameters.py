@@ -1,0 +1,171 @@
+"""One table of parameters: each is declared once, and everything that treats parameters reads the declaration.
+
+`declare`          adds a parameter to a module together with its specification.
+`parameter_table`  every parameter of a model by name; one without a specification is an error.
+`initialise`       draws the initial values, each logical slice from a stream of its own.
+
+Initialisation, optimizer groups and surgery read the table, never the number of dimensions of a tensor.
+
+Initial values (the only place where they are decided; L = number of layers):
+
+| role      | what                                                  | values | standard deviation | decayed |
+|-----------|-------------------------------------------------------|--------|--------------------|---------|
+| embedding | token table, tied readout                             | normal | 0.02               | yes     |
+| position  | learned position table                                | normal | 0.02               | yes     |
+| readout   | untied readout                                        | normal | 0.02               | yes     |
+| matrix    | q, k, v; first matrix of the MLP                      | normal | 0.02               | yes     |
+| residual  | attention's output projection; last matrix of the MLP | normal | 0.02 / sqrt(2 L)   | yes     |
+| bias      | added by a linear map                                 | zeros  |                    | no      |
+| scale     | multiplied by a norm                                  | ones   |                    | no      |
+| shift     | added by a norm                                       | zeros  |                    | no      |
+
+"Decayed" is what `decay_on = "matrices"` decays: the tensors of two dimensions, as GPT-2's training did.
+Source: Radford et al. 2019, section 2.3, with the constants of the released GPT-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from winnow.config import stream
+
+Role = Literal["embedding", "position", "readout", "matrix", "residual", "bias", "scale", "shift"]
+Init = Literal["normal", "zeros", "ones"]
+
+STD = 0.02
+"""Standard deviation of every normal initial value, before residual scaling."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A logical part of a parameter, such as the query weights of one head: rows `start` to `stop` of `dim`."""
+
+    name: str
+    dim: int
+    start: int
+    stop: int
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """This part of the parameter, of its gradient or of anything of that shape; shares memory with it."""
+        return tensor.narrow(self.dim, self.start, self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """What a parameter is. The slices, if any, tile it exactly along one dimension."""
+
+    role: Role
+    fan_in: int
+    """Inputs that each output sums over."""
+    fan_out: int
+    """Outputs that each input feeds."""
+    init: Init
+    std: float
+    """Standard deviation of normal initial values; 0 for constants."""
+    decay: bool
+    """Decayed under `decay_on = "matrices"`."""
+    slices: tuple[Slice, ...] = ()
+    lr_multiplier: float = 1.0
+
+
+def spec(
+    role: Role, fan_in: int, fan_out: int, *, slices: tuple[Slice, ...] = (), n_layers: int | None = None
+) -> ParameterSpec:
+    """The specification that the table above gives a role. Only `residual` needs `n_layers`."""
+    if role in ("bias", "shift"):
+        return ParameterSpec(role, fan_in, fan_out, "zeros", 0.0, decay=False, slices=slices)
+    if role == "scale":
+        return ParameterSpec(role, fan_in, fan_out, "ones", 0.0, decay=False, slices=slices)
+    std = STD
+    if role == "residual":
+        assert n_layers is not None, "a residual projection is scaled by the number of layers"
+        std *= (2 * n_layers) ** -0.5
+    return ParameterSpec(role, fan_in, fan_out, "normal", std, decay=True, slices=slices)
+
+
+def head_slices(names: tuple[str, ...], width: int, dim: int) -> tuple[Slice, ...]:
+    """Equal slices of `width` along `dim`, in the order of their names."""
+    return tuple(Slice(name, dim, i * width, (i + 1) * width) for i, name in enumerate(names))
+
+
+_SPECS = "_parameter_specs"  # in the module's own dictionary, so that copies of a model keep their table
+
+
+def declare(module: nn.Module, name: str, shape: tuple[int, ...], specification: ParameterSpec) -> nn.Parameter:
+    """Register `module.name`, uninitialised, with its specification."""
+    if specification.slices:
+        (dim,) = {part.dim for part in specification.slices}
+        bounds = [part.start for part in specification.slices] + [shape[dim]]
+        stops = [0] + [part.stop for part in specification.slices]
+        assert bounds == stops, f"the slices of {name} do not tile its dimension {dim}"
+    parameter = nn.Parameter(torch.empty(shape))
+    module.register_parameter(name, parameter)
+    vars(module).setdefault(_SPECS, {})[name] = specification
+    return parameter
+
+
+def parameter_table(model: nn.Module) -> dict[str, ParameterSpec]:
+    """Specification of every parameter, by its full name. A shared parameter stands once, under its first name.
+
+    Raises KeyError for a parameter that was not declared: nothing would know how to start or train it.
+    """
+    table: dict[str, ParameterSpec] = {}
+    for name, _ in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        specs = cast("dict[str, ParameterSpec]", vars(model.get_submodule(path)).get(_SPECS, {}))
+        if own not in specs:
+            raise KeyError(f"parameter {name} was not declared: register it with winnow.parameters.declare")
+        table[name] = specs[own]
+    return table
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Set every parameter to its initial value, a function of (seed, name, slice) alone.
+
+    Models that differ elsewhere share these values, and adding a head or a module redraws nothing. Drawn in fp32
+    on the CPU, whatever the model's device and dtype, so that they are the same everywhere.
+    """
+    parameters = dict(model.named_parameters())
+    for name, specification in parameter_table(model).items():
+        parameter = parameters[name]
+        if specification.init == "normal":
+            for part in specification.slices or (Slice("", 0, 0, parameter.shape[0]),):
+                target = part.view(parameter)
+                target.copy_(_normal(stream(seed, "init", name, part.name), target.shape) * specification.std)
+        else:
+            parameter.fill_(1.0 if specification.init == "ones" else 0.0)
+
+
+def _normal(key: int, shape: torch.Size) -> Tensor:
+    # Philox takes all 63 bits of the key; torch's CPU generator seeds from 32, so two of many streams could meet.
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+
+
+class Linear(nn.Module):
+    """x W^T + b with declared parameters: `weight` (d_out, d_in), `bias` (d_out) or none."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool, weight_spec: ParameterSpec | None = None) -> None:
+        """`weight_spec` defaults to a matrix without slices; slices along the outputs are the bias's too."""
+        super().__init__()
+        weight_spec = weight_spec or spec("matrix", d_in, d_out)
+        declare(self, "weight", (d_out, d_in), weight_spec)
+        if bias:
+            of_outputs = tuple(part for part in weight_spec.slices if part.dim == 0)
+            declare(self, "bias", (d_out,), replace(spec("bias", d_in, d_out), slices=of_outputs))
+        else:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        return F.linear(x, self.weight, self.bias)

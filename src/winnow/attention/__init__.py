@@ -1,0 +1,16 @@
+"""Attention mechanisms. Importing a mechanism's file registers its `kind`."""
+
+from winnow.attention.base import Attention, AttentionConfig, Mixed, MixerState, Shape, mixer_state
+from winnow.attention.selective import SelectiveConfig
+from winnow.attention.softmax import SoftmaxConfig
+
+__all__ = [
+    "Attention",
+    "AttentionConfig",
+    "Mixed",
+    "MixerState",
+    "SelectiveConfig",
+    "Shape",
+    "SoftmaxConfig",
+    "mixer_state",
+]

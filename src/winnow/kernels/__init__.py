@@ -1,0 +1,1 @@
+"""Operations written for speed, each tested against an fp64 oracle."""

@@ -1,0 +1,165 @@
+"""What every attention mechanism is: a config that builds a module, and the module's contract.
+
+A mechanism maps the residual stream's normalised input x (B, T, C) to what is added to the stream. It takes
+`(x, state)` and returns `Mixed(y, aux)`. It never looks at tokens after the query nor at other documents.
+docs/mechanisms.md says how to add one; tests/attention/test_contract.py runs over every registered kind.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from winnow.attention.rope import Rotary
+from winnow.config import Variant
+from winnow.parameters import Linear, head_slices, spec
+
+BYTES_PER_STATE_ELEMENT = 4
+"""Decoding state is counted in fp32."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The place a mechanism is built for."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    """Heads of keys and values; each serves n_heads / n_kv_heads consecutive query heads."""
+    d_head: int
+    layer: int
+    """Index of this layer, from 0."""
+    n_layers: int
+    max_seq_len: int
+    """Longest sequence, tokens."""
+    bias: bool
+    """Whether the projections add biases."""
+    rotary: bool
+    """Whether queries and keys are turned by their positions."""
+
+
+@dataclass(frozen=True)
+class MixerState:
+    """What a mechanism knows besides x. The same for all layers of one forward pass."""
+
+    positions: Int[Tensor, "B T"] | None = None
+    """Position of each token in its document; None: 0, 1, ... in every row."""
+    documents: Int[Tensor, "B T"] | None = None
+    """Document of each token, equal and adjacent within a document; None: each row is one document."""
+    visible: Bool[Tensor, "B 1 T T"] | None = None
+    """Whether query i may see key j, with documents; None: j <= i."""
+
+
+def mixer_state(documents: Int[Tensor, "B T"] | None) -> MixerState:
+    """The state of a forward pass over whole rows. Positions restart with each document."""
+    if documents is None:
+        return MixerState()
+    T = documents.shape[1]
+    index = torch.arange(T, device=documents.device)
+    first = torch.ones_like(documents, dtype=torch.bool)
+    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    start = torch.where(first, index, 0).cummax(dim=1).values
+    same = documents[:, :, None] == documents[:, None, :]
+    return MixerState(
+        positions=index - start, documents=documents, visible=(same & (index[:, None] >= index)).unsqueeze(1)
+    )
+
+
+class Mixed(NamedTuple):
+    """A mechanism's answer."""
+
+    y: Float[Tensor, "B T C"]
+    """Added to the residual stream."""
+    aux: Mapping[str, Tensor]
+    """What a loss or a later layer needs of the inside, by name; empty for most."""
+
+
+class AttentionConfig(Variant):
+    """The family of mechanisms. A member is a frozen config with `kind` and `build`."""
+
+    @abstractmethod
+    def build(self, shape: Shape) -> Attention:
+        """A module with uninitialised parameters."""
+
+
+class Attention(nn.Module):
+    """A mechanism with heads: fused projection to q, k, v, a mixing rule, an output projection."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        H, K, D = shape.n_heads, shape.n_kv_heads, shape.d_head
+        names = (
+            *(f"q.{head}" for head in range(H)),
+            *(f"k.{head}" for head in range(K)),
+            *(f"v.{head}" for head in range(K)),
+        )
+        width = (H + 2 * K) * D
+        self.qkv = Linear(
+            shape.d_model,
+            width,
+            bias=shape.bias,
+            weight_spec=spec("matrix", shape.d_model, width, slices=head_slices(names, D, 0)),
+        )
+        outputs = head_slices(tuple(f"o.{head}" for head in range(H)), D, 1)
+        self.out = Linear(
+            H * D,
+            shape.d_model,
+            bias=shape.bias,
+            weight_spec=spec("residual", H * D, shape.d_model, slices=outputs, n_layers=shape.n_layers),
+        )
+        self.rotary = Rotary(D, shape.max_seq_len) if shape.rotary else None
+
+    def project(
+        self, x: Float[Tensor, "B T C"], state: MixerState
+    ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T K D"], Float[Tensor, "B T K D"]]:
+        """Queries, keys and values; queries and keys are already turned where positions are rotary."""
+        H, K = self.shape.n_heads, self.shape.n_kv_heads
+        qkv = self.qkv(x).unflatten(-1, (H + 2 * K, self.shape.d_head))
+        if self.rotary is None:
+            q, k, v = qkv.split((H, K, K), dim=2)
+            return q, k, v
+        qk, v = qkv.split((H + K, K), dim=2)
+        q, k = self.rotary(qk, state.positions).split((H, K), dim=2)
+        return q, k, v
+
+    def forward(self, x: Float[Tensor, "B T C"], state: MixerState) -> Mixed:
+        q, k, v = self.project(x, state)
+        heads, aux = self.mix(q, k, v, state)
+        return Mixed(self.out(heads.flatten(2)), aux)
+
+    @abstractmethod
+    def mix(
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B T K D"],
+        v: Float[Tensor, "B T K D"],
+        state: MixerState,
+    ) -> tuple[Float[Tensor, "B T H D"], Mapping[str, Tensor]]:
+        """The mechanism itself: the output of every head, and aux."""
+
+    @abstractmethod
+    def oracle(
+        self,
+        q: Float[Tensor, "T H D"],
+        k: Float[Tensor, "T K D"],
+        v: Float[Tensor, "T K D"],
+    ) -> Float[Tensor, "T H D"]:
+        """`mix` for one document, token by token in plain loops, for fp64: what the tests compare with."""
+
+    @abstractmethod
+    def flops_per_token(self, context: int) -> int:
+        """Forward and backward floating-point operations of `mix` per token of a sequence of `context` tokens.
+
+        Every key of the context is counted for every query, masked or not (as Chowdhery et al. 2022, appendix B).
+        """
+
+    @abstractmethod
+    def state_bytes(self, n_tokens: int) -> int:
+        """Bytes that decoding keeps for one sequence of `n_tokens` tokens, in fp32."""

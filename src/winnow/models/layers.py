@@ -1,0 +1,115 @@
+"""The parts of a block that are not attention: norms and the MLP."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from winnow.config import Variant
+from winnow.parameters import Linear, declare, spec
+
+EPSILON = 1e-5
+"""Added to the variance (LayerNorm) or the mean square (RMSNorm)."""
+
+
+class NormConfig(Variant):
+    """The family of norms over the model's width."""
+
+    affine: bool = True
+    """Learn a scale (and, in LayerNorm, a shift) per channel. False: off."""
+
+    @abstractmethod
+    def build(self, d_model: int) -> nn.Module:
+        """A module that maps (..., C) to (..., C)."""
+
+
+@final
+class LayerNormConfig(NormConfig):
+    """(x - mean) / sqrt(variance + 1e-5), then scale and shift. Source: Ba, Kiros, Hinton 2016."""
+
+    kind: Literal["layernorm"] = "layernorm"
+
+    def build(self, d_model: int) -> LayerNorm:
+        return LayerNorm(d_model, affine=self.affine)
+
+
+@final
+class RMSNormConfig(NormConfig):
+    """x / sqrt(mean square + 1e-5), then scale. Source: Zhang, Sennrich 2019."""
+
+    kind: Literal["rmsnorm"] = "rmsnorm"
+
+    def build(self, d_model: int) -> RMSNorm:
+        return RMSNorm(d_model, affine=self.affine)
+
+
+@final
+class LayerNorm(nn.Module):
+    """See LayerNormConfig."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, d_model: int, *, affine: bool) -> None:
+        super().__init__()
+        self.d_model = d_model
+        if affine:
+            declare(self, "weight", (d_model,), spec("scale", 1, 1))
+            declare(self, "bias", (d_model,), spec("shift", 1, 1))
+        else:
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
+        return F.layer_norm(x, (self.d_model,), self.weight, self.bias, EPSILON)
+
+
+@final
+class RMSNorm(nn.Module):
+    """See RMSNormConfig."""
+
+    weight: nn.Parameter | None
+
+    def __init__(self, d_model: int, *, affine: bool) -> None:
+        super().__init__()
+        self.d_model = d_model
+        if affine:
+            declare(self, "weight", (d_model,), spec("scale", 1, 1))
+        else:
+            self.register_parameter("weight", None)
+
+    def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
+        return F.rms_norm(x, (self.d_model,), self.weight, EPSILON)
+
+
+@final
+class MLP(nn.Module):
+    """W2 gelu(W1 x + b1) + b2, with the tanh form of GELU, as GPT-2. Source: Hendrycks, Gimpel 2016."""
+
+    def __init__(self, d_model: int, d_ff: int, *, bias: bool, n_layers: int) -> None:
+        super().__init__()
+        self.up = Linear(d_model, d_ff, bias=bias)
+        self.down = Linear(d_ff, d_model, bias=bias, weight_spec=spec("residual", d_ff, d_model, n_layers=n_layers))
+
+    def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+@final
+class Table(nn.Module):
+    """One learned vector per index: (n, C)."""
+
+    weight: nn.Parameter
+
+    def __init__(self, n: int, d_model: int, role: Literal["embedding", "position", "readout"]) -> None:
+        super().__init__()
+        fans = (d_model, n) if role == "readout" else (n, d_model)
+        declare(self, "weight", (n, d_model), spec(role, *fans))
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        return F.embedding(index, self.weight)
