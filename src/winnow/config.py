@@ -106,7 +106,7 @@ class Config(BaseModel):
             value = self.__dict__[name]
             if name in self.legacy and value == self.legacy[name]:
                 continue
-            found[name] = _canonical(value)
+            found[name] = canonical_value(value)
         if self.revision:
             found["~revision"] = self.revision
         return found
@@ -136,13 +136,13 @@ def _frozen_list(value: Any) -> Any:
     return tuple(_frozen_list(item) for item in cast(list[Any], value)) if isinstance(value, list) else value
 
 
-def _canonical(value: Any) -> Any:
+def canonical_value(value: Any) -> Any:
     if isinstance(value, Config):
         return value.canonical()
     if isinstance(value, tuple):
-        return [_canonical(item) for item in cast(tuple[Any, ...], value)]
+        return [canonical_value(item) for item in cast(tuple[Any, ...], value)]
     if isinstance(value, Mapping):
-        return {str(key): _canonical(item) for key, item in cast(Mapping[Any, Any], value).items()}
+        return {str(key): canonical_value(item) for key, item in cast(Mapping[Any, Any], value).items()}
     # 1 and 1.0 in a float field are one value; an int field never holds a float (strict).
     if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 2**53:
         return int(value)
