@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from winnow.errors import InputError, nearest
 
@@ -91,10 +91,18 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _lists_are_tuples(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: _frozen_list(item) for key, item in cast(dict[str, Any], value).items()}
-        return value
+    def _close(cls, value: Any) -> Any:
+        """Refuse unknown keys here, where the class is known and can name its own; make lists tuples.
+
+        A subclass's own validators of this mode run before it, so they may expand a preset.
+        """
+        if not isinstance(value, dict):
+            return value
+        table = cast(dict[str, Any], value)
+        unknown = [] if Variant in cls.__bases__ else [key for key in table if key not in cls.model_fields]
+        if unknown:
+            raise ValidationError.from_exception_data(cls.__name__, [_unknown(key, table[key], cls) for key in unknown])
+        return {key: _frozen_list(item) for key, item in table.items()}
 
     def canonical(self) -> dict[str, Any]:
         """What the digest sees: every field, less legacy values, plus the revision where it is not 0."""
@@ -128,8 +136,24 @@ class Config(BaseModel):
         yield path, self
         for name in type(self).model_fields:
             value = self.__dict__[name]
-            if isinstance(value, Config):
-                yield from value.walk(f"{path}.{name}" if path else name)
+            yield from _walk(value, f"{path}.{name}" if path else name)
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Config]]:
+    if isinstance(value, Config):
+        yield from value.walk(path)
+    elif isinstance(value, tuple):
+        for index, item in enumerate(cast(tuple[Any, ...], value)):
+            yield from _walk(item, f"{path}.{index}")
+    elif isinstance(value, Mapping):
+        for key, item in cast(Mapping[Any, Any], value).items():
+            yield from _walk(item, f"{path}.{key}")
+
+
+def _unknown(key: str, value: Any, schema: type[Config]) -> InitErrorDetails:
+    context = {"key": repr(key), "mend": nearest(str(key), schema.model_fields)}
+    kind = PydanticCustomError("unknown_key", "unknown key {key}; {mend}", context)
+    return InitErrorDetails(type=kind, loc=(str(key),), input=value)
 
 
 def _frozen_list(value: Any) -> Any:
@@ -137,10 +161,11 @@ def _frozen_list(value: Any) -> Any:
 
 
 def canonical_value(value: Any) -> Any:
+    """A value as the digest sees it: configs by their canonical form, tuples as lists, 1.0 as 1."""
     if isinstance(value, Config):
         return value.canonical()
-    if isinstance(value, tuple):
-        return [canonical_value(item) for item in cast(tuple[Any, ...], value)]
+    if isinstance(value, tuple | list):
+        return [canonical_value(item) for item in cast(Iterable[Any], value)]
     if isinstance(value, Mapping):
         return {str(key): canonical_value(item) for key, item in cast(Mapping[Any, Any], value).items()}
     # 1 and 1.0 in a float field are one value; an int field never holds a float (strict).
@@ -198,11 +223,12 @@ def input_errors(error: ValidationError, schema: type[Config]) -> list[InputErro
 
 
 def _input_error(details: Any, schema: type[Config]) -> InputError:
-    path = [str(part) for part in details["loc"]]
-    key = ".".join(path)
+    key = ".".join(str(part) for part in details["loc"])
     kind: str = details["type"]
-    if kind == "extra_forbidden":
-        return InputError(f"unknown key {path[-1]!r}", key=key, mend=nearest(path[-1], _names_at(schema, path[:-1])))
+    if kind == "unknown_key":
+        return InputError(f"unknown key {details['ctx']['key']}", key=key, mend=details["ctx"]["mend"])
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return InputError(f"{details['input']!r} should be a table", key=key)
     if kind == "missing":
         return InputError("is missing", key=key, mend="give it a value")
     if kind == "literal_error":
@@ -217,32 +243,3 @@ def _input_error(details: Any, schema: type[Config]) -> InputError:
     if isinstance(shown, str | int | float | bool) and kind not in ("value_error", "variant_kind"):
         message = f"{shown!r} {message}"
     return InputError(message, key=key)
-
-
-def _names_at(schema: type[Config], path: Iterable[str]) -> list[str]:
-    """Field names that were permitted where an unknown key was found."""
-    current: Any = schema
-    for part in path:
-        field = current.model_fields.get(part) if _is_config(current) else None
-        if field is None:
-            return []
-        current = _config_in(field.annotation)
-    if _is_config(current) and Variant in current.__bases__:
-        # The member that was chosen is not in the path: it is the one that has refused this key.
-        names = {name for member in current.members.values() for name in member.model_fields}
-        return sorted(names)
-    return sorted(current.model_fields) if _is_config(current) else []
-
-
-def _is_config(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Config)
-
-
-def _config_in(annotation: Any) -> Any:
-    if _is_config(annotation):
-        return annotation
-    for part in getattr(annotation, "__args__", ()):
-        found = _config_in(part)
-        if found is not None:
-            return found
-    return None

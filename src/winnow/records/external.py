@@ -10,14 +10,13 @@ Such a run is stamped `watched = false`: health could not look inside.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from winnow.config import canonical_value, digest, run_digest
 from winnow.errors import InputError
@@ -144,9 +143,19 @@ def record(
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as plain data in which 1.0 and 1 are one value. Raises InputError for anything else."""
-    for key, value in config.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{value!r} is not plain data ({error})", key=key, mend="give plain data") from error
+    _check_plain(config, "")
     return canonical_value(dict(config))
+
+
+def _check_plain(value: Any, key: str) -> None:
+    mend = "give plain data: numbers, strings, None, lists and tables with string keys"
+    if isinstance(value, Mapping):
+        for name, item in cast(Mapping[Any, Any], value).items():
+            if not isinstance(name, str):
+                raise InputError(f"the key {name!r} is not a string", key=key, mend=mend)
+            _check_plain(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(cast(Sequence[Any], value)):
+            _check_plain(item, f"{key}.{index}")
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise InputError(f"{value!r} is not plain data", key=key, mend=mend)
