@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from winnow.tasks.base import Batch, Task, TaskConfig, Validation
+from winnow.tasks.bytepair import BPEConfig, FileConfig, ManifestConfig
 from winnow.tasks.corpus import CorpusConfig
-from winnow.tasks.tokenizer import TokenizerConfig
+from winnow.tasks.tokenizer import BytesConfig, IdsConfig, TokenizerConfig
 
-__all__ = ["Batch", "CorpusConfig", "Task", "TaskConfig", "TokenizerConfig", "Validation"]
+__all__ = [
+    "BPEConfig",
+    "Batch",
+    "BytesConfig",
+    "CorpusConfig",
+    "FileConfig",
+    "IdsConfig",
+    "ManifestConfig",
+    "Task",
+    "TaskConfig",
+    "TokenizerConfig",
+    "Validation",
+]

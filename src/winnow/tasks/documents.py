@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.errors import InputError
+from winnow.tasks.shards import finished_manifest
 
 BLOCK_BYTES = 8192
 """A block of a long text ends at the first blank line after this many bytes, or before twice as many."""
@@ -76,15 +77,17 @@ def _left_out(folder: str) -> bool:
 
 
 def find_files(sources: Sequence[str]) -> list[Path]:
-    """The files that paths and globs (`*`, `**`) name, sorted by path, each once.
+    """The files that paths, globs (`*`, `**`) and folders of prepared shards name, sorted by path, each once.
 
-    Raises InputError for a missing file, a folder, or a glob that matches nothing.
+    Raises InputError for a missing file, another folder, or a glob that matches nothing.
     """
     found: set[Path] = set()
     for source in sources:
         path = Path(source).expanduser()
         if path.is_file():
             found.add(path)
+        elif path.is_dir() and (manifest := finished_manifest(path)) is not None:
+            found.update(path / entry.file for entry in manifest.shards)
         elif path.is_dir():
             mend = f"name its files, for example {str(path / '**' / '*.txt')!r}"
             raise InputError("is a folder", file=path, key="task.source", mend=mend)

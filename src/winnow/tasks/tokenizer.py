@@ -1,18 +1,26 @@
-"""Tokenizers: text documents to token ids.
+"""Tokenizers: text documents to token ids and back.
 
 `bytes` the ids are the bytes; id 0 (NUL, which text never holds) is the end of a document.
+`ids`   shards of which only the number of ids is known.
+The byte-level BPE tokenizers stand in `bytepair`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from winnow.config import Variant
+from winnow.errors import InputError
 from winnow.tasks.base import Ids
+
+NAME_THE_TOKENIZER = 'give tokenizer = { kind = "file", path = "tokenizer.json" }'
+"""The mend where tokens are not known as text."""
 
 
 class Tokenizer(ABC):
@@ -20,14 +28,17 @@ class Tokenizer(ABC):
 
     vocab_size: int
     """Token ids are below this."""
-    end_of_document: int
-    """The id that stands before every document."""
     digest: str
-    """SHA-256 of what the tokenizer does."""
+    """SHA-256 of what the tokenizer does, or its name."""
+    slow: ClassVar[bool]
+    """Whether encoded text is worth keeping in the cache."""
 
     @abstractmethod
     def encode(self, documents: Sequence[bytes]) -> Ids:
-        """(n,) ids: every document in turn, each after one end of document. uint16, or int32 above 65536 ids."""
+        """(n,) ids: every document in turn, each after one end of document. uint16, or int32 above 65536 ids.
+
+        Raises InputError where the ids would not stand for exactly these bytes.
+        """
 
     @abstractmethod
     def decode(self, ids: Ids) -> bytes | None:
@@ -39,15 +50,23 @@ class TokenizerConfig(Variant):
 
     @abstractmethod
     def for_text(self, training: Sequence[bytes]) -> Tokenizer:
-        """The tokenizer for a text corpus with these training documents."""
+        """The tokenizer of a text corpus with these training documents. InputError where the kind needs shards."""
+
+    @abstractmethod
+    def for_shards(self, folder: Path) -> Tokenizer:
+        """The tokenizer of the token shards in this folder. InputError where the kind needs text."""
+
+    def located(self, folder: Path) -> TokenizerConfig:
+        """The same config with relative paths taken from `folder`."""
+        return self
 
 
 class BytesTokenizer(Tokenizer):
     """One token per byte."""
 
     vocab_size = 256
-    end_of_document = 0
     digest = "bytes"
+    slow = False
 
     def encode(self, documents: Sequence[bytes]) -> Ids:
         text = b"".join(part for document in documents for part in (b"\0", document))
@@ -64,3 +83,36 @@ class BytesConfig(TokenizerConfig):
 
     def for_text(self, training: Sequence[bytes]) -> Tokenizer:
         return BytesTokenizer()
+
+    def for_shards(self, folder: Path) -> Tokenizer:
+        return BytesTokenizer()
+
+
+class UnknownTokenizer(Tokenizer):
+    """Ids whose text is not known."""
+
+    digest = "ids"
+    slow = False
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, documents: Sequence[bytes]) -> Ids:
+        raise InputError("these ids are not known as text", key="task.tokenizer", mend=NAME_THE_TOKENIZER)
+
+    def decode(self, ids: Ids) -> None:
+        return None
+
+
+class IdsConfig(TokenizerConfig):
+    """Token shards of which only the number of ids is known: losses in nats per token, none in bits per byte."""
+
+    kind: Literal["ids"] = "ids"
+    vocab_size: PositiveInt
+    """Token ids are below this (50257 for GPT-2)."""
+
+    def for_text(self, training: Sequence[bytes]) -> Tokenizer:
+        raise InputError('"ids" is for token shards, not for text', key="task.tokenizer.kind", mend='use "bytes"')
+
+    def for_shards(self, folder: Path) -> Tokenizer:
+        return UnknownTokenizer(self.vocab_size)
