@@ -263,11 +263,12 @@ class FileLock:
         assert self._descriptor is not None
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(owner).encode(), 0)
-        except OSError as error:
-            self.release()
-            raise storage_error(error, self.path) from error
+            with writing(self.path):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, json.dumps(owner).encode(), 0)
+        except BaseException:
+            self.release()  # also on Ctrl-C: nobody else knows yet that it is held
+            raise
 
     def __enter__(self) -> Self:
         self.acquire()

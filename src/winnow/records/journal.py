@@ -113,16 +113,15 @@ class Journal:
         self.path = path
         self._torn = False
         with writing(path):
-            fresh = not path.exists()
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-            if fresh:
-                sync_folder(path.parent)
         try:
+            with writing(path):
+                sync_folder(path.parent)
             self._rows, self._offset = journal_length(path)
             with writing(path):
                 if os.fstat(self._descriptor).st_size != self._offset:
                     os.ftruncate(self._descriptor, self._offset)
-        except InputError:
+        except BaseException:
             os.close(self._descriptor)
             raise
 

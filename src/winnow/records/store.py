@@ -266,6 +266,8 @@ class RunStore:
             raise
 
     def _open(self, identity: RunIdentity, path: Path, lock: FileLock, again: bool) -> OpenRun | None:
+        with writing(path):
+            sync_folder(self.runs)  # an earlier owner may have died between making the folder and flushing its name
         record = self.record(identity.digest)
         if record is not None:
             if record.status in ("finished", "diverged") and not again:
