@@ -1,0 +1,218 @@
+"""Verdicts: supported, refuted, undecided or invalid, by the rule that was written before the runs.
+
+`judge_claims` is a function of the observations alone: seeds in declared order, looks in order, each claim decided at
+its first crossing. What each rule is stands in `evidence` (the decision table), `intervals` (noise), `boundaries`
+(looks) and `corrections` (several claims); `Verdict.numbers` holds every number that was used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import Field
+
+from winnow.config import Config
+from winnow.errors import InputError
+from winnow.study.claims import Claim, Status
+from winnow.study.corrections import Correction, Decision, Levels, decide
+from winnow.study.noise import Prior
+from winnow.study.observations import Observations
+from winnow.study.planning import more_seeds
+from winnow.study.report import Shown, explain, numbers, shown
+from winnow.study.sequential import Sequencer
+
+
+class DecisionRule(Config):
+    """How a study decides. Part of the plan: changed after a result, it makes the claims exploratory."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Probability of any wrong verdict among the confirmatory claims (two-sided; half on each side)."""
+    correction: Correction = "holm"
+    """Several claims: `holm`; `screen` = Benjamini-Hochberg, to be confirmed on fresh seeds; `none`."""
+    paired: bool = True
+    """Arms share seeds, so that differences are taken seed by seed. False: two independent samples."""
+    screen_rate: float = Field(default=0.1, gt=0, lt=0.5)
+    """False discovery rate of a screen."""
+    open_ended: bool = False
+    """No last look: an e-process after every seed. Valid whenever one stops, and dearer than declared looks."""
+
+
+class Verdict(Config):
+    """What a study says of one claim. Effects are A minus B, in the metric's units and with its sign."""
+
+    claim: Claim
+    status: Status
+    reason: str
+    """One line for people."""
+    effect: float | None
+    """Estimate at the look that is judged; of several pairs the deciding one; Kendall's tau for `proxy`."""
+    low: float | None
+    """Lower end of the interval that is read; None where there is none yet."""
+    high: float | None
+    n: int
+    """Runs per arm that the interval rests on (pairs when paired)."""
+    look: int
+    """1 = the first look; 0 = none reached."""
+    looks: tuple[int, ...]
+    """Declared seeds at each look; empty when open-ended."""
+    rho: float | None
+    """Correlation of the two arms over common seeds."""
+    sd: float | None
+    """Seed standard deviation of the two arms, pooled."""
+    effect_in_sd: float | None
+    more_seeds: int | None
+    """Seeds per arm that decide if the trend holds; None: decided, or none in sight."""
+    budget: str
+    """At which budget the verdict holds, for example "at 0.4 M tokens, lr 4e-3"."""
+    exploratory: bool
+    """Judged outside the family of confirmatory claims."""
+    expected: bool
+    """The status is the one the author expects (by default: anything but invalid)."""
+    smaller_than_smallest: bool
+    """Supported, yet shown to be smaller than the smallest effect of interest."""
+    notes: tuple[str, ...]
+    """Warnings and labels, one line each."""
+    numbers: dict[str, Any]
+    """Every number behind the verdict."""
+
+
+def judge_claims(
+    claims: Iterable[Claim],
+    observations: Observations | Mapping[str, Observations],
+    rule: DecisionRule | None = None,
+    looks: tuple[int, ...] | None = None,
+    *,
+    prior: Prior | Mapping[str, Prior] | None = None,
+    invalid: Mapping[str, str] | None = None,
+    budget: str = "",
+) -> tuple[Verdict, ...]:
+    """A verdict for each claim, in order.
+
+    observations: one metric's, or by metric. looks: declared seeds per arm at each look, rising; None: one look at
+    everything there is. prior: the noise ledger's word, from other arms than these (by metric, or for all); used by
+    unpaired designs. invalid: reasons by claim id or arm; such claims get no verdict and such arms lend no noise.
+    budget: printed with each verdict.
+
+    Raises InputError for looks that do not rise and for metrics without observations.
+    """
+    claims, rule, invalid = tuple(claims), rule or DecisionRule(), invalid or {}
+    by_metric = {observations.metric: observations} if isinstance(observations, Observations) else observations
+    looks = _checked_looks(looks, rule)
+    sequencers: dict[str, Sequencer] = {}
+    for metric, observed in by_metric.items():
+        control = observed.control if observed.control in observed.values else None
+        beside_control = [(arm, control) for arm in observed.values if control is not None and arm != control]
+        sequencers[metric] = Sequencer(
+            observed,
+            looks,
+            paired=rule.paired,
+            prior=prior.get(metric) if isinstance(prior, Mapping) else prior,
+            pairs=[*beside_control, *(pair for claim in claims if claim.metric == metric for pair in claim.pairs)],
+            excluded=[name for name in invalid if name in observed.values],
+        )
+    reasons: dict[str, str] = {}
+    for claim in claims:
+        if claim.metric not in sequencers:
+            raise InputError(f"there are no values of {claim.metric!r}", key=f"claims.{claim.id}")
+        reason = _why_invalid(claim, sequencers[claim.metric], invalid)
+        if reason is not None:
+            reasons[claim.id] = reason
+    decisions = _decisions(claims, sequencers, rule, looks, frozenset(reasons))
+    return tuple(
+        _verdict(claim, sequencers[claim.metric], rule, looks, decisions.get(claim.id), reasons.get(claim.id), budget)
+        for claim in claims
+    )
+
+
+def _checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[int, ...] | None:
+    if rule.open_ended:
+        return ()
+    if looks is None:
+        return None
+    if not looks or looks[0] < 1 or any(b <= a for a, b in pairwise(looks)):
+        raise InputError(f"looks {list(looks)} do not rise from 1", key="looks", mend="for example [3, 5, 8]")
+    # A screen is read once.
+    return looks[-1:] if rule.correction == "screen" else looks
+
+
+def _why_invalid(claim: Claim, sequencer: Sequencer, invalid: Mapping[str, str]) -> str | None:
+    for name in (claim.id, *claim.all_arms):
+        if name in invalid:
+            return invalid[name]
+    pair = sequencer.identical(claim)
+    if pair is None:
+        return None
+    return f"{pair[0]} and {pair[1]} gave identical values at every seed: what differs between them had no effect"
+
+
+def _decisions(
+    claims: tuple[Claim, ...],
+    sequencers: Mapping[str, Sequencer],
+    rule: DecisionRule,
+    looks: tuple[int, ...] | None,
+    invalid: frozenset[str],
+) -> dict[str, Decision]:
+    valid = [claim for claim in claims if claim.id not in invalid]
+    # Invalid claims still count: the family is what was declared, not what turned out well.
+    family = max(1, sum(claim.confirmatory for claim in claims))
+    last = len(looks) - 1 if looks else 0
+    found: dict[str, Decision] = {}
+    for confirmatory in (True, False):
+        stages = {
+            claim.id: sequencers[claim.metric].evidence(claim) for claim in valid if claim.confirmatory == confirmatory
+        }
+        correction: Correction = rule.correction if confirmatory else "none"
+        found |= decide(stages, rule.alpha, correction, family, last=last, rate=rule.screen_rate)
+    return found
+
+
+def _verdict(
+    claim: Claim,
+    sequencer: Sequencer,
+    rule: DecisionRule,
+    looks: tuple[int, ...] | None,
+    decision: Decision | None,
+    invalid: str | None,
+    budget: str,
+) -> Verdict:
+    stages = {stage.index: stage for stage in sequencer.stages(claim)}
+    status: Status = "invalid" if decision is None else decision.status
+    stage = None if decision is None or decision.stage is None else stages[decision.stage]
+    read: Shown | None = None
+    levels = Levels(rule.alpha, rule.alpha)
+    if stage is not None and decision is not None:
+        levels = decision.levels.get(stage.index, levels)
+        read = shown(claim, sequencer, stage, levels, status)
+    forecast = None
+    if status == "undecided" and stage is not None and read is not None:
+        forecast = more_seeds(read.evidence, stage, looks, levels.support, levels.refute, sequencer.paired)
+    smaller = status == "supported" and read is not None and read.evidence.smaller_than_smallest(levels.refute)
+    declared = (stage.last,) if looks is None and stage is not None else looks or ()
+    look = 0 if stage is None else stage.index + 1
+    reason, notes = explain(
+        claim, sequencer, status, invalid, read, stage, declared, forecast, smaller=smaller, budget=budget,
+        screen=rule.correction == "screen",
+    )  # fmt: skip
+    return Verdict(
+        claim=claim,
+        status=status,
+        reason=reason,
+        effect=None if read is None else read.effect,
+        low=None if read is None else read.low,
+        high=None if read is None else read.high,
+        n=0 if read is None else read.n,
+        look=look,
+        looks=declared,
+        rho=None if read is None else read.rho,
+        sd=None if read is None else read.sd,
+        effect_in_sd=None if read is None else read.effect_in_sd,
+        more_seeds=None if forecast is None else forecast.seeds,
+        budget=budget,
+        exploratory=not claim.confirmatory,
+        expected=status == claim.expect if claim.expect else status != "invalid",
+        smaller_than_smallest=smaller,
+        notes=notes,
+        numbers=numbers(claim, sequencer, rule.model_dump(), decision, stage, read, forecast),
+    )
