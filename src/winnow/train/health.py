@@ -277,7 +277,7 @@ def unread_by_arm(arm: RunRecord, control: RunRecord) -> tuple[Finding, ...]:
     """The arm's unread options in which it differs from the control: then the arm is not what was written."""
     changed = differing_settings(arm.config, control.config)
     return tuple(
-        finding.replace({"severity": "invalid"})
+        finding.model_copy(update={"severity": "invalid"})
         for finding in arm.findings
         if finding.rule == "unread-option" and finding.where in changed
     )
