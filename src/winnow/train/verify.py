@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,7 @@ class _Again:
             "threads": record.provenance.threads,
             "stop_after": limit,
         }
+        self._output = root.with_suffix(".log")
         self._journal = RunStore(root).path(record.digest) / "metrics.0.jsonl"
 
     def start(self, kill_at: int) -> bool:
@@ -108,21 +110,25 @@ class _Again:
             while child.poll() is None:
                 if self._lines() >= kill_at:
                     child.kill()
-                    return child.wait() == -9
+                    child.wait()
+                    break
                 time.sleep(POLL_SECONDS)
-            return False
         finally:
-            self._reap(child)
+            child.kill()
+            child.wait()
+        return child.returncode == -signal.SIGKILL and RunStore(self._root).record(self._digest) is None
 
     def finish(self) -> str | None:
         """Run to the end; SHA-256 of the weights there. Raises InputError with what the worker said if it failed."""
         child = self._spawn()
         try:
-            output, errors = child.communicate()
+            child.wait()
         finally:
-            self._reap(child)
-        events = [json.loads(line) for line in output.splitlines()]
-        last = events[-1] if events else {"event": "failed", "error": errors.decode(errors="replace")[-500:]}
+            child.kill()
+            child.wait()
+        lines = self._output.read_bytes().splitlines()
+        events = [json.loads(line) for line in lines if line.startswith(b'{"event"')]
+        last = events[-1] if events else {"event": "failed", "error": lines[-1].decode() if lines else "no output"}
         if last["event"] == "stopped":
             return last["weights"]
         record = RunStore(self._root).record(self._digest) if last["event"] == "done" else None
@@ -138,23 +144,15 @@ class _Again:
         return self._journal.read_bytes().count(b"\n") if self._journal.exists() else 0
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "winnow.train.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        # Into a file: nobody reads while the child runs, and a full pipe would stop it.
+        with self._output.open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "winnow.train.worker"], stdin=subprocess.PIPE, stdout=output, stderr=output
+            )
         assert child.stdin is not None
-        child.stdin.write(json.dumps(self._request).encode() + b"\n")
-        child.stdin.flush()
+        with child.stdin as requests:
+            requests.write(json.dumps(self._request).encode() + b"\n")
         return child
-
-    def _reap(self, child: subprocess.Popen[bytes]) -> None:
-        child.kill()
-        child.wait()
-        for stream in (child.stdin, child.stdout, child.stderr):
-            if stream is not None:
-                stream.close()
 
 
 def _first_difference(
