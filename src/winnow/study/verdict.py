@@ -86,14 +86,14 @@ def judge_claims(
     *,
     prior: Prior | Mapping[str, Prior] | None = None,
     invalid: Mapping[str, str] | None = None,
-    budget: str = "",
+    budget: str | Mapping[str, str] = "",
 ) -> tuple[Verdict, ...]:
     """A verdict for each claim, in order.
 
     observations: one metric's, or by metric. looks: declared seeds per arm at each look, rising; None: one look at
     everything there is. prior: the noise ledger's word, from other arms than these (by metric, or for all); used by
     unpaired designs. invalid: reasons by claim id or arm; such claims get no verdict and such arms lend no noise.
-    budget: printed with each verdict.
+    budget: printed with each verdict; by claim id where claims have different ones.
 
     Raises InputError for looks that do not rise and for metrics without observations.
     """
@@ -120,8 +120,17 @@ def judge_claims(
         if reason is not None:
             reasons[claim.id] = reason
     decisions = _decisions(claims, sequencers, rule, looks, frozenset(reasons))
+    budgets = dict.fromkeys((claim.id for claim in claims), budget) if isinstance(budget, str) else budget
     return tuple(
-        _verdict(claim, sequencers[claim.metric], rule, looks, decisions.get(claim.id), reasons.get(claim.id), budget)
+        _verdict(
+            claim,
+            sequencers[claim.metric],
+            rule,
+            looks,
+            decisions.get(claim.id),
+            reasons.get(claim.id),
+            budgets.get(claim.id, ""),
+        )
         for claim in claims
     )
 
