@@ -69,8 +69,9 @@ def _from_index(index: Path, marks: dict[str, Mark]) -> dict[str, str]:
             for digest, size, changed, inode, crc, text in rows:
                 if marks.get(digest) == (size, changed, inode) and zlib.crc32(text.encode()) == crc:
                     texts[digest] = text
-    except sqlite3.OperationalError:
-        return texts  # locked by a writer, or unreadable: the files will do
+    except sqlite3.OperationalError as error:
+        _discard_if_misshapen(index, error)
+        return texts  # else locked by a writer, or unreadable: the files will do
     except (sqlite3.DatabaseError, UnicodeError, TypeError, AttributeError):
         _discard(index)  # not a database, or its pages or values are damaged
         return {}
@@ -84,8 +85,8 @@ def _keep(index: Path, fresh: dict[str, tuple[Mark, str]]) -> None:
                 "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?)",
                 [(digest, *mark, zlib.crc32(text.encode()), text) for digest, (mark, text) in fresh.items()],
             )
-    except sqlite3.OperationalError:
-        return  # locked, full or read-only: the next reader tries again
+    except sqlite3.OperationalError as error:
+        _discard_if_misshapen(index, error)  # else locked, full or read-only: the next reader tries again
     except sqlite3.DatabaseError:
         _discard(index)
 
@@ -106,6 +107,12 @@ def _open(index: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _discard_if_misshapen(index: Path, error: sqlite3.OperationalError) -> None:
+    """SQLITE_ERROR is SQL that does not fit: a table or a column is not there."""
+    if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+        _discard(index)
 
 
 def _discard(index: Path) -> None:

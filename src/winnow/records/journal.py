@@ -41,7 +41,7 @@ def journal_line(row: Mapping[str, float | int | str | bool | None]) -> bytes:
     """One row as the line that stands in the file, with its check sum and line feed."""
     assert row, "a row has at least one value"
     assert "crc" not in row, "`crc` is the journal's own key"
-    body = json.dumps({key: spell(value) for key, value in row.items()}, ensure_ascii=False, allow_nan=False)
+    body = json.dumps({key: spell(value) for key, value in row.items()}, allow_nan=False)  # ASCII: no odd line ends
     return f'{body[:-1]}{_TAIL}{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
