@@ -65,10 +65,12 @@ def _from_index(index: Path, marks: dict[str, Mark]) -> dict[str, str]:
     texts: dict[str, str] = {}
     try:
         with closing(_open(index)) as connection:
+            connection.text_factory = bytes  # damaged text is then data that fails its check sum
             rows = connection.execute("SELECT digest, size, changed, inode, crc, text FROM records")
             for digest, size, changed, inode, crc, text in rows:
-                if marks.get(digest) == (size, changed, inode) and zlib.crc32(text.encode()) == crc:
-                    texts[digest] = text
+                name = digest.decode(errors="replace")
+                if marks.get(name) == (size, changed, inode) and zlib.crc32(text) == crc:
+                    texts[name] = text.decode()
     except sqlite3.OperationalError as error:
         _discard_if_misshapen(index, error)
         return texts  # else locked by a writer, or unreadable: the files will do
