@@ -77,9 +77,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scores *= scale
             scores = scores.to(product)
             if grad_hidden is not None:
-                torch.mm(scores, w, out=grad_hidden[part])
+                if product == hidden.dtype:
+                    torch.mm(scores, w, out=grad_hidden[part])
+                else:  # autocast: products in bf16, gradients in the inputs' own dtypes
+                    grad_hidden[part] = scores @ w
             if grad_weight is not None:
-                grad_weight.addmm_(scores.T, h[part])
+                if product == weight.dtype:
+                    grad_weight.addmm_(scores.T, h[part])
+                else:
+                    grad_weight += scores.T @ h[part]
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
