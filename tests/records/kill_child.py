@@ -10,7 +10,7 @@ from tests.fakes import fake_provenance
 from winnow.records.run import Label, RunIdentity, RunRecord, Status
 from winnow.records.store import RunStore
 
-N_RUNS = 40
+N_RUNS = 5
 ROWS = [{"step": step, "val/ce": 5.0 - step / 8} for step in range(6)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -137,6 +138,27 @@ def test_a_lock_on_a_removed_folder_is_no_lock(tmp_path: Path) -> None:
         folder.mkdir()
         assert two.try_acquire(), "a new folder's lock is another lock"
         two.release()
+
+
+def test_a_folder_removed_while_its_lock_is_being_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    real = fcntl.flock
+    calls: list[int] = []
+
+    def race(descriptor: int, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:
+            folder.rename(tmp_path / "trash")
+            folder.mkdir()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", race)
+    lock = FileLock(folder / "lock")
+    assert lock.try_acquire(patience=1.0)
+    assert len(calls) == 2, "the lock on the removed file was worth nothing"
+    assert FileLock(folder / "lock").taken()
+    lock.release()
 
 
 def test_a_child_does_not_hold_its_parent_s_lock(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.records.kill_child import ROWS, ended
 
 from winnow.records.garbage import find_garbage, remove_garbage
 from winnow.records.journal import read_journal
+from winnow.records.run import unseal
 from winnow.records.store import RunStore
 
 
@@ -45,11 +46,14 @@ def check(root: Path, said: dict[str, str], failures: dict[str, int]) -> None:
         assert state in permitted, (digest, last, state)
         if last == "synced":
             assert len(metrics) >= 3
-        kept = sorted(store.path(digest).glob("failure-*.metrics.jsonl"))
-        assert all(read_journal(path) == ROWS for path in kept)
-        n_failures = len(list(store.path(digest).glob("failure-*.json")))
-        if last in ("claimed", "synced", "finished"):
-            assert n_failures == failures.get(digest, 0)
+        # A failed run that is claimed anew has one more failure behind it.
+        behind = failures.get(digest, 0) + (last == "failed" and state == "interrupted")
+        kept = sorted(store.path(digest).glob("failure-*.json"))
+        if state != "missing" and last != "removed":
+            assert len(kept) == behind, (digest, last, state)
+        for path in kept:
+            assert unseal(path.read_bytes(), path).status == "failed"
+            assert read_journal(path.with_name(path.stem + ".metrics.jsonl")) == ROWS
 
 
 def one_kill(root: Path, seed: int, after: float, said: dict[str, str], failures: dict[str, int]) -> None:
@@ -65,7 +69,7 @@ def one_kill(root: Path, seed: int, after: float, said: dict[str, str], failures
             word, digest = line.split()
             if word == "claimed" and said.get(digest) == "failed":
                 failures[digest] = failures.get(digest, 0) + 1
-            if word in ("removed", "removing"):
+            if word == "removed":
                 failures.pop(digest, None)
             said[digest] = word
         timer.join()
@@ -74,12 +78,14 @@ def one_kill(root: Path, seed: int, after: float, said: dict[str, str], failures
 
 
 def settle(root: Path, said: dict[str, str], failures: dict[str, int]) -> None:
-    """Before the next child: take the store's word where the last one was between two steps."""
+    """Before the next child: where this one was between two steps, note which side it was on."""
     store = RunStore(root)
-    for digest in list(said):
+    for digest, last in list(said.items()):
         state = store.state(digest)
-        n_failures = len(list(store.path(digest).glob("failure-*.json")))
-        failures[digest] = n_failures
+        if last == "failed" and state == "interrupted":
+            failures[digest] = failures.get(digest, 0) + 1
+        if state == "missing" or last == "removed":
+            failures.pop(digest, None)
         said[digest] = {"missing": "removed", "interrupted": "claimed"}.get(state, state)
     remove_garbage(store, find_garbage(store))
     assert find_garbage(store) == []
@@ -92,7 +98,7 @@ def kills(root: Path, count: int, seed: int) -> None:
     for _ in range(count):
         one_kill(root, draw.randrange(10**6), draw.expovariate(1 / 0.08), said, failures)
         settle(root, said, failures)
-    assert len(said) > 5, "the children hardly did anything"
+    assert len(said) > 3, "the children hardly did anything"
 
 
 def test_a_dozen_kills_lose_nothing(tmp_path: Path) -> None:
