@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Literal, NoReturn, cast
 
 from winnow.config import Config
@@ -81,12 +82,12 @@ class Claim(Config):
         text += f" within {self.within:g}" if self.within is not None else ""
         return text + (f" smallest {self.smallest:g}" if self.smallest is not None else "")
 
-    @property
+    @cached_property
     def all_arms(self) -> tuple[str, ...]:
         """Every arm the claim speaks of, each once."""
         return tuple(dict.fromkeys(self.arms + self.targets))
 
-    @property
+    @cached_property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The differences that decide it: (A, B) means A minus B. None for `proxy`."""
         if self.kind == "proxy":
@@ -95,7 +96,7 @@ class Claim(Config):
             return tuple((self.arms[0], other) for other in self.arms[1:])
         return tuple(zip(self.arms, self.arms[1:], strict=False))
 
-    @property
+    @cached_property
     def confirmatory(self) -> bool:
         """Counted in the family; a claim written to be invalid (a dead setting shown dead) is not."""
         return not self.exploratory and self.expect != "invalid"

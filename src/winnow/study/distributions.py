@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from statistics import NormalDist
 
 _TINY = 1e-300
 
@@ -34,6 +35,11 @@ def beta_cdf(x: float, a: float, b: float) -> float:
         if abs(change - 1) < 1e-15:
             break
     return front * fraction / a
+
+
+def normal_upper(tail: float) -> float:
+    """The z with P(Z > z) = tail, for 0 < tail < 1."""
+    return NormalDist().inv_cdf(1 - tail)
 
 
 def student_cdf(t: float, df: float) -> float:
@@ -69,7 +75,7 @@ def student_power(shift: float, critical: float, df: float) -> float:
     # Density of u = sqrt(X/df): 2 (df/2)^(df/2) / Gamma(df/2) u^(df-1) exp(-df u²/2), narrow around 1.
     constant = math.log(2) + 0.5 * df * math.log(df / 2) - math.lgamma(df / 2)
     width = 9 / math.sqrt(2 * df)
-    low, high, steps = max(0.0, 1 - width), 1 + width, 400
+    low, high, steps = max(0.0, 1 - width), 1 + width, 160
     total = 0.0
     for step in range(steps + 1):
         u = low + (high - low) * step / steps

@@ -34,6 +34,9 @@ class Observations:
     seeds: tuple[Seed, ...] = ()
     control: str | None = None
     _order: dict[Seed, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _common: dict[tuple[str, ...], tuple[Seed, ...]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         found: set[Seed] = {seed for arm in self.values.values() for seed in arm}
@@ -63,5 +66,8 @@ class Observations:
 
     def common(self, arms: Iterable[str]) -> tuple[Seed, ...]:
         """Seeds for which every one of these arms has an outcome, in declared order."""
-        names = list(arms)
-        return tuple(seed for seed in self.seeds if all(seed in self.outcomes.get(arm, {}) for arm in names))
+        names = tuple(arms)
+        if names not in self._common:
+            found = [self.outcomes.get(arm, {}) for arm in names]
+            self._common[names] = tuple(seed for seed in self.seeds if all(seed in arm for arm in found))
+        return self._common[names]

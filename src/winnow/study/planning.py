@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from winnow.study.boundaries import multiplier, standard_design
-from winnow.study.distributions import student_cdf, student_power, student_upper
+from winnow.study.distributions import normal_upper, student_cdf, student_power, student_upper
 from winnow.study.evidence import Evidence
 from winnow.study.intervals import PAIRED_WEIGHT, Schedule
 from winnow.study.sequential import Stage
@@ -85,7 +85,9 @@ def seeds_for(
     """
     if effect <= 0 or sd <= 0:
         return None
-    for n in range(2, MOST_SEEDS + 1):
+    # The normal approximation never asks for more seeds than the t test does.
+    normal = (1 if paired else 2) * ((normal_upper(alpha / 2) + normal_upper(1 - power)) * sd / effect) ** 2
+    for n in range(max(2, math.floor(normal)), MOST_SEEDS + 1):
         degrees = prior + (n - 1 if paired else 2 * (n - 1))
         shift = effect / (sd * math.sqrt((1 if paired else 2) / n))
         if student_power(shift, student_upper(alpha / 2, degrees), degrees) >= power:

@@ -129,6 +129,8 @@ def _notes(
         notes.append("exploratory: not corrected for several claims; confirm it on fresh seeds")
     elif screen:
         notes.append("screen: false discovery rate controlled, not the error of each claim; confirm on fresh seeds")
+    if sequencer.looks is None and have > 1:
+        notes.append("one look at all runs: valid if their number was fixed before looking")
     if have == 1:
         notes.append("one seed per arm: no noise can be estimated, so nothing can be decided")
     if claim.kind in ("better", "worse") and claim.smallest is None and claim.margin == 0:

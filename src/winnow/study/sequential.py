@@ -7,7 +7,7 @@ runs diverged, their means are not compared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from winnow.study.claims import Claim
@@ -99,9 +99,9 @@ class Sequencer:
             found.append(Stage(len(looks) + n - first, n, (n,), n, open_ended=True))
         return found
 
-    def evidence(self, claim: Claim) -> dict[int, Evidence]:
-        """What the claim's numbers say at every stage that was reached."""
-        return {stage.index: self.at(claim, stage) for stage in self.stages(claim)}
+    def evidence(self, claim: Claim) -> Mapping[int, Evidence]:
+        """What the claim's numbers say at every stage that was reached, worked out when it is read."""
+        return _Stages(self, claim)
 
     def at(self, claim: Claim, stage: Stage) -> Evidence:
         """What the claim's numbers say at one stage."""
@@ -233,6 +233,26 @@ class Sequencer:
 
     def _arm_values(self, arm: str, count: int | None) -> tuple[float, ...]:
         return tuple(value for value in self.observations.of(arm, count).values() if value is not None)
+
+
+class _Stages(Mapping[int, Evidence]):
+    """Most claims are decided early: later stages are never computed."""
+
+    def __init__(self, sequencer: Sequencer, claim: Claim) -> None:
+        self.sequencer, self.claim = sequencer, claim
+        self.reached = {stage.index: stage for stage in sequencer.stages(claim)}
+        self.known: dict[int, Evidence] = {}
+
+    def __getitem__(self, index: int) -> Evidence:
+        if index not in self.known:
+            self.known[index] = self.sequencer.at(self.claim, self.reached[index])
+        return self.known[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.reached)
+
+    def __len__(self) -> int:
+        return len(self.reached)
 
 
 def _unsigned(differences: list[float]) -> tuple[float, ...]:

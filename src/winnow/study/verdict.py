@@ -97,42 +97,79 @@ def judge_claims(
 
     Raises InputError for looks that do not rise and for metrics without observations.
     """
-    claims, rule, invalid = tuple(claims), rule or DecisionRule(), invalid or {}
-    by_metric = {observations.metric: observations} if isinstance(observations, Observations) else observations
-    looks = _checked_looks(looks, rule)
-    sequencers: dict[str, Sequencer] = {}
-    for metric, observed in by_metric.items():
-        control = observed.control if observed.control in observed.values else None
-        beside_control = [(arm, control) for arm in observed.values if control is not None and arm != control]
-        sequencers[metric] = Sequencer(
-            observed,
-            looks,
-            paired=rule.paired,
-            prior=prior.get(metric) if isinstance(prior, Mapping) else prior,
-            pairs=[*beside_control, *(pair for claim in claims if claim.metric == metric for pair in claim.pairs)],
-            excluded=[name for name in invalid if name in observed.values],
-        )
-    reasons: dict[str, str] = {}
-    for claim in claims:
-        if claim.metric not in sequencers:
-            raise InputError(f"there are no values of {claim.metric!r}", key=f"claims.{claim.id}")
-        reason = _why_invalid(claim, sequencers[claim.metric], invalid)
-        if reason is not None:
-            reasons[claim.id] = reason
-    decisions = _decisions(claims, sequencers, rule, looks, frozenset(reasons))
-    budgets = dict.fromkeys((claim.id for claim in claims), budget) if isinstance(budget, str) else budget
-    return tuple(
-        _verdict(
-            claim,
-            sequencers[claim.metric],
-            rule,
-            looks,
-            decisions.get(claim.id),
-            reasons.get(claim.id),
-            budgets.get(claim.id, ""),
-        )
-        for claim in claims
-    )
+    rule = rule or DecisionRule()
+    court = _Court(tuple(claims), observations, rule, looks, prior, invalid or {})
+    budgets = dict.fromkeys((claim.id for claim in court.claims), budget) if isinstance(budget, str) else budget
+    return tuple(_verdict(claim, court, budgets.get(claim.id, "")) for claim in court.claims)
+
+
+def decide_claims(
+    claims: Iterable[Claim],
+    observations: Observations | Mapping[str, Observations],
+    rule: DecisionRule | None = None,
+    looks: tuple[int, ...] | None = None,
+    *,
+    prior: Prior | Mapping[str, Prior] | None = None,
+    invalid: Mapping[str, str] | None = None,
+) -> dict[str, Status]:
+    """The statuses of `judge_claims` alone, by claim id: what a loop that adds seeds until all is decided asks for."""
+    court = _Court(tuple(claims), observations, rule or DecisionRule(), looks, prior, invalid or {})
+    return {
+        claim.id: court.decisions[claim.id].status if claim.id in court.decisions else "invalid"
+        for claim in court.claims
+    }
+
+
+class _Court:
+    """Claims, how their observations are read, and what was decided."""
+
+    def __init__(
+        self,
+        claims: tuple[Claim, ...],
+        observations: Observations | Mapping[str, Observations],
+        rule: DecisionRule,
+        looks: tuple[int, ...] | None,
+        prior: Prior | Mapping[str, Prior] | None,
+        invalid: Mapping[str, str],
+    ) -> None:
+        self.claims, self.rule = claims, rule
+        self.looks = _checked_looks(looks, rule)
+        by_metric = {observations.metric: observations} if isinstance(observations, Observations) else observations
+        self.sequencers: dict[str, Sequencer] = {}
+        for metric, observed in by_metric.items():
+            control = observed.control if observed.control in observed.values else None
+            beside_control = [(arm, control) for arm in observed.values if control is not None and arm != control]
+            self.sequencers[metric] = Sequencer(
+                observed,
+                self.looks,
+                paired=rule.paired,
+                prior=prior.get(metric) if isinstance(prior, Mapping) else prior,
+                pairs=[*beside_control, *(pair for claim in claims if claim.metric == metric for pair in claim.pairs)],
+                excluded=[name for name in invalid if name in observed.values],
+            )
+        self.invalid: dict[str, str] = {}
+        for claim in claims:
+            if claim.metric not in self.sequencers:
+                raise InputError(f"there are no values of {claim.metric!r}", key=f"claims.{claim.id}")
+            reason = _why_invalid(claim, self.sequencers[claim.metric], invalid)
+            if reason is not None:
+                self.invalid[claim.id] = reason
+        self.decisions = self._decide()
+
+    def _decide(self) -> dict[str, Decision]:
+        # Invalid claims still count: the family is what was declared, not what turned out well.
+        family = max(1, sum(claim.confirmatory for claim in self.claims))
+        last = len(self.looks) - 1 if self.looks else 0
+        found: dict[str, Decision] = {}
+        for confirmatory in (True, False):
+            stages = {
+                claim.id: self.sequencers[claim.metric].evidence(claim)
+                for claim in self.claims
+                if claim.id not in self.invalid and claim.confirmatory == confirmatory
+            }
+            correction: Correction = self.rule.correction if confirmatory else "none"
+            found |= decide(stages, self.rule.alpha, correction, family, last=last, rate=self.rule.screen_rate)
+        return found
 
 
 def _checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[int, ...] | None:
@@ -156,36 +193,9 @@ def _why_invalid(claim: Claim, sequencer: Sequencer, invalid: Mapping[str, str])
     return f"{pair[0]} and {pair[1]} gave identical values at every seed: what differs between them had no effect"
 
 
-def _decisions(
-    claims: tuple[Claim, ...],
-    sequencers: Mapping[str, Sequencer],
-    rule: DecisionRule,
-    looks: tuple[int, ...] | None,
-    invalid: frozenset[str],
-) -> dict[str, Decision]:
-    valid = [claim for claim in claims if claim.id not in invalid]
-    # Invalid claims still count: the family is what was declared, not what turned out well.
-    family = max(1, sum(claim.confirmatory for claim in claims))
-    last = len(looks) - 1 if looks else 0
-    found: dict[str, Decision] = {}
-    for confirmatory in (True, False):
-        stages = {
-            claim.id: sequencers[claim.metric].evidence(claim) for claim in valid if claim.confirmatory == confirmatory
-        }
-        correction: Correction = rule.correction if confirmatory else "none"
-        found |= decide(stages, rule.alpha, correction, family, last=last, rate=rule.screen_rate)
-    return found
-
-
-def _verdict(
-    claim: Claim,
-    sequencer: Sequencer,
-    rule: DecisionRule,
-    looks: tuple[int, ...] | None,
-    decision: Decision | None,
-    invalid: str | None,
-    budget: str,
-) -> Verdict:
+def _verdict(claim: Claim, court: _Court, budget: str) -> Verdict:
+    sequencer, rule, looks = court.sequencers[claim.metric], court.rule, court.looks
+    decision, invalid = court.decisions.get(claim.id), court.invalid.get(claim.id)
     stages = {stage.index: stage for stage in sequencer.stages(claim)}
     status: Status = "invalid" if decision is None else decision.status
     stage = None if decision is None or decision.stage is None else stages[decision.stage]
