@@ -1,0 +1,384 @@
+"""From records to verdicts: which runs count, what is wrong with them, what the claims come to. Needs no torch.
+
+A claim is invalid where a run that it rests on has an `invalid` finding, where two of its arms are bit-identical
+although their configs differ, or where its runs cannot be compared. Everything else is said beside the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from winnow.config import canonical_json
+from winnow.errors import InputError
+from winnow.records.run import Finding, RunRecord
+from winnow.records.store import RunStore
+from winnow.study.bridges import bridged, canaries
+from winnow.study.budget import budget_of
+from winnow.study.claims import Claim
+from winnow.study.events import RunKey
+from winnow.study.ledger import arm_identity, ledger, noise_key
+from winnow.study.noise import Prior
+from winnow.study.observations import Better, Observations
+from winnow.study.plan import Plan, exploratory, load_plan, now, save_plan, seen, stale_arms
+from winnow.study.spec import Study
+from winnow.study.verdict import Verdict, judge_claims
+from winnow.train import health
+
+Runs = Mapping[str, Mapping[int, RunRecord]]
+"""Ended runs by arm and seed, failed ones too."""
+Unsound = tuple[Finding, tuple[str, ...]]
+"""A finding and the claims that it makes invalid."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Where a study stands."""
+
+    study: Study
+    plan: Plan
+    runs: Runs
+    verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...]
+    """What was noticed, most severe first."""
+    stale: tuple[str, ...] = ()
+    """Arms whose text changed since they were resolved: their runs are unknown until the next `run` or `check`."""
+    observations: Mapping[str, Observations] = field(default_factory=dict[str, Observations])
+    """What was judged, by metric."""
+
+    @property
+    def missing(self) -> tuple[RunKey, ...]:
+        """Runs of the study that have no result yet, in the order of arms and seeds."""
+        return tuple(
+            RunKey(arm, seed, self.plan.run(arm, seed))
+            for arm in self.study.arms
+            if arm in self.plan.arms and arm not in self.stale
+            for seed in self.study.seeds[: self.study.looks[-1]]
+            if seed not in self.runs[arm] or not _has_result(self.runs[arm][seed])
+        )
+
+
+def compare(study: Study, store: RunStore) -> Comparison:
+    """Judge what is recorded. Raises InputError where the study was never resolved, or a record is damaged.
+
+    An edit of the study since its runs began is noted in the plan the first time it is seen.
+    """
+    plan = load_plan(store, study)
+    if plan is None:
+        if study.runs == "winnow":
+            mend = "give `winnow run` or `winnow check` first: they resolve the arms"
+            raise InputError(f"study {study.id!r} has no plan in {store.root}", file=study.file, mend=mend)
+        plan = Plan(id=study.id, file=None if study.file is None else str(study.file.resolve()))
+    found, problems = find_runs(study, plan, store)
+    results = {(arm, seed): _ended(record) for arm, by_seed in found.items() for seed, record in by_seed.items()}
+    noted = seen(study, plan, results, now())
+    if noted != plan:
+        save_plan(store, study, noted)
+    return judge(study, noted, found, store, problems)
+
+
+def find_runs(study: Study, plan: Plan, store: RunStore) -> tuple[dict[str, dict[int, RunRecord]], list[Finding]]:
+    """Ended runs of every arm that is not stale, and what is wrong with recorded ones."""
+    if study.runs == "recorded":
+        return _recorded(study, store)
+    stale = stale_arms(study, plan)
+    digests = {(arm, seed): plan.run(arm, seed) for arm in study.arms if arm not in stale for seed in study.seeds}
+    records = store.records(digests.values())
+    runs: dict[str, dict[int, RunRecord]] = {arm: {} for arm in study.arms}
+    for (arm, seed), digest in digests.items():
+        if digest in records:
+            runs[arm][seed] = records[digest]
+    return runs, []
+
+
+def result_times(study: Study, store: RunStore, plan: Plan) -> dict[tuple[str, int], str]:
+    """When each run that has a result was made, by arm and seed."""
+    runs, _ = find_runs(study, plan, store)
+    return {
+        (arm, seed): _ended(record)
+        for arm, by_seed in runs.items()
+        for seed, record in by_seed.items()
+        if _has_result(record)
+    }
+
+
+def _recorded(study: Study, store: RunStore) -> tuple[dict[str, dict[int, RunRecord]], list[Finding]]:
+    """Runs of `winnow.record`: those labelled with study and arm, whose config holds what the arm's table says."""
+    runs: dict[str, dict[int, RunRecord]] = {arm: {} for arm in study.arms}
+    problems: list[Finding] = []
+    for record in store.records().values():
+        arm, seed = record.label.arm, record.seed
+        if record.label.study != study.id or arm not in runs or seed not in study.seeds:
+            continue
+        written = {**study.base, **study.arms[arm]}
+        other = [key for key, value in written.items() if key not in record.config or record.config[key] != value]
+        if other:
+            message = f"{arm} seed {seed} was recorded with another {other[0]} than the arm says"
+            problems.append(Finding(rule="other-config", severity="invalid", message=message, where=arm))
+        before = runs[arm].get(seed)
+        if before is not None and _has_result(before) and _has_result(record):
+            message = f"{arm} seed {seed} was recorded twice, with different configs"
+            problems.append(Finding(rule="recorded-twice", severity="invalid", message=message, where=arm))
+        if before is None or _has_result(record):
+            runs[arm][seed] = record
+    return runs, problems
+
+
+def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[Finding]) -> Comparison:
+    """Verdicts and findings on these runs."""
+    stale = () if study.runs == "recorded" else stale_arms(study, plan)
+    ended = {arm: {s: r for s, r in by_seed.items() if _has_result(r)} for arm, by_seed in runs.items()}
+    invalid: dict[str, str] = {}
+    findings = [*problems]
+    for finding in problems:
+        if finding.severity == "invalid" and finding.where is not None:
+            invalid.setdefault(finding.where, finding.message)
+    for finding, claims in (*_unsound(study, ended), *_unlike(study, ended, store)):
+        findings.append(finding)
+        for name in claims:
+            invalid.setdefault(name, finding.message)
+    findings += _said(study, plan, runs, stale)
+    metrics = dict.fromkeys((study.endpoint.metric, *(claim.metric for claim in study.claims)))
+    observations: dict[str, Observations] = {}
+    for metric in metrics:
+        values, unmeasured = _values(study, metric, ended, store)
+        for finding, claims in unmeasured:
+            findings.append(finding)
+            invalid |= dict.fromkeys(claims, finding.message)
+        observations[metric] = Observations(
+            values, metric, _better(study, plan, metric), study.seeds, control=study.control
+        )
+    reasons = exploratory(study, plan)
+    claims = [claim.replace({"exploratory": True}) if claim.id in reasons else claim for claim in study.claims]
+    verdicts = judge_claims(
+        claims,
+        observations,
+        study.rule,
+        judged_looks(study, plan),
+        prior={} if study.rule.paired else _priors(study, ended, store, list(metrics)),
+        invalid=invalid,
+        budget={claim.id: budget_of([ended[arm] for arm in claim.all_arms]) for claim in claims},
+    )
+    verdicts = tuple(
+        verdict.replace({"notes": (*verdict.notes, f"exploratory: {reasons[verdict.claim.id]}")})
+        if verdict.claim.id in reasons
+        else verdict
+        for verdict in verdicts
+    )
+    order = ("invalid", "warning", "notice")
+    ordered = sorted(dict.fromkeys(findings), key=lambda item: order.index(item.severity))
+    return Comparison(study, plan, runs, verdicts, tuple(ordered), stale, observations)
+
+
+def judged_looks(study: Study, plan: Plan) -> tuple[int, ...]:
+    """The looks by which claims are read: the frozen ones where looks were only added at the end.
+
+    Seeds beyond the last frozen look are then read by the e-process, which permits them.
+    """
+    frozen = tuple(int(look) for look in plan.design.get("looks", "").split(", ") if look)
+    return frozen if frozen and study.looks[: len(frozen)] == frozen else study.looks
+
+
+def _has_result(record: RunRecord) -> bool:
+    return record.status in ("finished", "diverged")
+
+
+def _ended(record: RunRecord) -> str:
+    return record.provenance.started
+
+
+def _better(study: Study, plan: Plan, metric: str) -> Better:
+    if metric == study.endpoint.metric:
+        return study.endpoint.better
+    for arm in plan.arms.values():
+        if metric in arm.metrics:
+            return arm.metrics[metric]
+    raise study.lines.error(
+        f"nothing says whether {metric} is better lower or higher",
+        ("claims", next(claim.id for claim in study.claims if claim.metric == metric)),
+        f"make it the endpoint, or claim on {study.endpoint.metric}",
+    )
+
+
+def _values(
+    study: Study, metric: str, ended: Runs, store: RunStore
+) -> tuple[dict[str, dict[int | str, float | None]], list[Unsound]]:
+    values: dict[str, dict[int | str, float | None]] = {}
+    unmeasured: list[Unsound] = []
+    for arm, by_seed in ended.items():
+        values[arm] = {}
+        claims = tuple(claim.id for claim in study.claims if claim.metric == metric and arm in claim.all_arms)
+        for seed, record in by_seed.items():
+            value = _value(record, metric, study.endpoint.step, store)
+            if value is None or not math.isnan(value):
+                values[arm][seed] = value
+            elif claims:
+                message = f"{arm} seed {seed} never measured {metric}"
+                message += "" if study.endpoint.step is None else f" at step {study.endpoint.step}"
+                finding = Finding(rule="unmeasured", severity="invalid", message=message, where=arm)
+                unmeasured.append((finding, claims))
+    return values, unmeasured
+
+
+def _value(record: RunRecord, metric: str, step: int | None, store: RunStore) -> float | None:
+    """The run's outcome: a number, None where it diverged, NaN where it was not measured."""
+    if step is None:
+        return record.outcome(metric) if metric in record.final or record.status == "diverged" else math.nan
+    found = next((row[metric] for row in store.metrics(record.digest) if row["step"] == step and metric in row), None)
+    if found is None:
+        return None if record.status == "diverged" else math.nan
+    return float(found) if math.isfinite(found) else None
+
+
+def _priors(study: Study, ended: Runs, store: RunStore, metrics: list[str]) -> dict[str, Prior]:
+    """The ledger's word on each metric, from arms of other studies than these."""
+    some = next((record for by_seed in ended.values() for record in by_seed.values()), None)
+    if some is None:
+        return {}
+    own = {arm_identity(record) for by_seed in ended.values() for record in by_seed.values()}
+    known = ledger(store.records().values(), metrics)
+    found = {metric: known.prior(noise_key(some, metric), own) for metric in metrics}
+    return {metric: prior for metric, prior in found.items() if prior is not None}
+
+
+# What makes claims invalid
+
+
+def _unsound(study: Study, ended: Runs) -> Iterator[Unsound]:
+    """Invalid findings of runs, settings without effect, options of an arm that were never read."""
+    for arm, by_seed in ended.items():
+        claims = tuple(claim.id for claim in study.claims if arm in claim.all_arms)
+        for seed, record in by_seed.items():
+            for item in record.findings:
+                if item.severity == "invalid":
+                    message = f"{item.rule} in {arm} seed {seed}: {item.message}"
+                    yield item.model_copy(update={"message": message}), claims
+    for item in health.no_effect(ended):
+        pair = set((item.where or "").split(", "))
+        yield item, tuple(claim.id for claim in study.claims if any(set(two) == pair for two in claim.pairs))
+    for claim in study.claims:
+        for one, other in claim.pairs:
+            for a, b in ((one, other), (other, one)):
+                common = [seed for seed in ended[a] if seed in ended[b]]
+                for item in health.unread_by_arm(ended[a][common[0]], ended[b][common[0]]) if common else ():
+                    message = f"{a} was not what was written: {item.message}"
+                    yield item.model_copy(update={"message": message}), (claim.id,)
+
+
+def _unlike(study: Study, ended: Runs, store: RunStore) -> Iterator[Unsound]:
+    """Runs of one claim that were made or measured differently."""
+    for claim in study.claims:
+        records = [record for arm in claim.all_arms for record in ended[arm].values()]
+        where = study.lines.where(("claims", claim.id))
+        if len({record.facts.get("val_digest") for record in records}) > 1 and claim.metric != "val/bpb":
+            message = f"the runs of claim {claim.id} were measured on different validation data"
+            finding = Finding(rule="not-comparable", severity="invalid", message=message, where=where)
+            yield finding, (claim.id,)
+        versions = sorted({record.provenance.code for record in records})
+        if len(versions) > 1:
+            finding = _mixed_code(claim, versions, [record.digest for record in records], where, store)
+            if finding is not None:
+                yield finding, (claim.id,) if finding.severity == "invalid" else ()
+        for what, values in (
+            ("machines", {record.provenance.hardware for record in records}),
+            ("thread counts", {str(record.provenance.threads) for record in records}),
+            ("package versions", {canonical_json(record.provenance.packages) for record in records}),
+        ):
+            if len(values) > 1:
+                shown = "" if what == "package versions" else f": {', '.join(sorted(values))}"
+                message = f"the runs of claim {claim.id} mix {what}{shown}"
+                rule = f"mixed-{what.split()[0]}"
+                yield Finding(rule=rule, severity="warning", message=message, where=where), ()
+
+
+def _mixed_code(
+    claim: Claim, versions: list[str], digests: list[str], where: str | None, store: RunStore
+) -> Finding | None:
+    """Nothing where canaries join all these versions of the code; invalid where one says that they differ."""
+    joined, differs = bridged(canaries(store, digests), versions)
+    if joined:
+        return None
+    shown = ", ".join(version[:8] for version in versions)
+    message = f"the runs of claim {claim.id} mix versions of the code ({shown})"
+    if differs:
+        message += ", and a canary shows that they do not give the same numbers"
+        mend = "remove the older runs and run them again"
+        return Finding(rule="mixed-code", severity="invalid", message=message, where=where, mend=mend)
+    mend = "`winnow canary` tells whether they may be compared"
+    return Finding(rule="mixed-code", severity="warning", message=message, where=where, mend=mend)
+
+
+# What is said beside the verdicts
+
+
+def _said(study: Study, plan: Plan, runs: Runs, stale: tuple[str, ...]) -> Iterator[Finding]:
+    for arm in stale:
+        message = f"arm {arm} was written anew since it was resolved; its runs are not known yet"
+        mend = "`winnow run` or `winnow check` resolves it"
+        where = study.lines.where(("arms", arm))
+        yield Finding(rule="stale-arm", severity="warning", message=message, where=where, mend=mend)
+    for arm, by_seed in runs.items():
+        failed = [seed for seed, record in by_seed.items() if not _has_result(record)]
+        if failed:
+            lines = (by_seed[failed[0]].error or by_seed[failed[0]].status).strip().splitlines()
+            message = f"{arm}: {_count(failed)} failed ({lines[-1]})"
+            mend = "`winnow run` tries again; `winnow show` has the traceback"
+            yield Finding(rule="failed-runs", severity="warning", message=message, where=arm, mend=mend)
+        diverged = [seed for seed, record in by_seed.items() if record.status == "diverged"]
+        if diverged:
+            message = f"{arm}: {_count(diverged)} diverged; divergence is an outcome of its own, not a missing number"
+            yield Finding(rule="diverged-runs", severity="warning", message=message, where=arm)
+        if any(not record.watched for record in by_seed.values()):
+            message = f"{arm}: unwatched, made by another program: health could not look inside"
+            yield Finding(rule="unwatched", severity="notice", message=message, where=arm)
+        yield from _health(arm, by_seed)
+    yield from _unequal(study, runs)
+    for edit in plan.edits:
+        message = f"{edit.what} (seen {edit.at}, after the runs began)"
+        yield Finding(rule="edited-after-start", severity="notice", message=message, where=edit.key)
+    if judged_looks(study, plan) != study.looks:
+        message = f"looks were added after the runs began: seeds beyond {judged_looks(study, plan)[-1]} are read by the"
+        yield Finding(rule="looks-added", severity="notice", message=f"{message} e-process, which permits them")
+
+
+def _health(arm: str, by_seed: Mapping[int, RunRecord]) -> Iterator[Finding]:
+    """Warnings and notices of the runs, each once per arm, with the seeds that have it."""
+    seeds: dict[str, list[int]] = {}
+    first: dict[str, Finding] = {}
+    for seed, record in by_seed.items():
+        for item in record.findings:
+            if item.severity != "invalid":
+                key = f"{item.rule} {item.where}"
+                first.setdefault(key, item)
+                seeds.setdefault(key, []).append(seed)
+    for key, item in first.items():
+        yield item.model_copy(update={"message": f"{arm}, {_count(seeds[key])}: {item.message}"})
+
+
+def _unequal(study: Study, runs: Runs) -> Iterator[Finding]:
+    """Arms of a claim that do not have the same seeds: pairs are then fewer than runs."""
+    for claim in study.claims:
+        have = {arm: {seed for seed, record in runs[arm].items() if _has_result(record)} for arm in claim.all_arms}
+        if len({frozenset(seeds) for seeds in have.values()}) > 1 and all(have.values()):
+            counts = ", ".join(f"{arm} {len(seeds)}" for arm, seeds in have.items())
+            common = len(set.intersection(*have.values()))
+            message = f"the arms of claim {claim.id} have unequal seeds ({counts}): {common} are common"
+            where = study.lines.where(("claims", claim.id))
+            yield Finding(rule="unequal-seeds", severity="notice", message=message, where=where)
+
+
+def _count(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def plain(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain JSON data, for scripts."""
+    return {
+        "study": comparison.study.id,
+        "verdicts": [verdict.dump() for verdict in comparison.verdicts],
+        "findings": [finding.dump() for finding in comparison.findings],
+        "missing": [[key.arm, key.seed, key.digest] for key in comparison.missing],
+        "stale": list(comparison.stale),
+    }

@@ -1,0 +1,333 @@
+"""Run what is missing of a study, look by look, until every claim is decided or the seeds are used up.
+
+    resolve -> audit (refuse) -> plan into the store -> preflight -> for each look: missing runs, then verdicts
+
+At a look only those arms get more seeds that an undecided claim still needs (at the first look all arms do). Claims
+are frozen when the first run starts. Everything is resumable: the same call goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from types import FrameType
+from typing import Any, Final
+
+from winnow.errors import InputError
+from winnow.records.run import Finding, Label, RunIdentity
+from winnow.records.store import RunStore
+from winnow.study.audit import audit, different_settings, refuse
+from winnow.study.compare import Comparison, compare, result_times
+from winnow.study.crew import Crew, Job, Stopped
+from winnow.study.events import (
+    Event,
+    LookEnded,
+    LookStarted,
+    Noticed,
+    PreflightEnded,
+    PreflightStarted,
+    RunEnded,
+    RunKey,
+)
+from winnow.study.plan import Plan, load_plan, now, rewritten, save_plan, seen
+from winnow.study.resolve import resolve
+from winnow.study.spec import Study
+from winnow.study.workers import WORKER
+
+PREFLIGHT_STEPS: Final = 3
+"""Updates that are tried of each arm: the first compiles and allocates, the others are timed."""
+MEMORY_SHARE: Final = 0.8
+"""Part of the free memory that the workers together may take."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: none of it is identity."""
+
+    jobs: int | None = None
+    """Runs at once; None = one per core (per device), as memory allows."""
+    seeds: tuple[int, ...] | None = None
+    """Only these seeds now; None = as the looks say."""
+    device: str = "cpu"
+    threads: int = 1
+    """Threads of each run."""
+    preflight: bool = True
+    """Try a few steps of every arm first."""
+    trust: bool = False
+    """Run the study's own `use` files."""
+    worker: Sequence[str] = WORKER
+    """Command of a worker process."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a launch did and where the study stands."""
+
+    comparison: Comparison
+    ran: tuple[RunKey, ...]
+    """Runs that ended in this launch, well or badly."""
+    failed: tuple[RunKey, ...]
+    stopped: bool
+    """Whether it was stopped by Ctrl-C; the same command goes on."""
+    findings: tuple[Finding, ...]
+    """Of audit and preflight."""
+
+
+def silent(event: Event) -> None:
+    """Events that nobody watches."""
+
+
+def run_study(
+    study: Study, store: RunStore, options: Options | None = None, on_event: Callable[[Event], None] = silent
+) -> Outcome:
+    """Run what is missing and judge. Raises InputError where the study is wrong or is refused by the audit."""
+    return _Launch(study, store, options or Options(), on_event).go()
+
+
+class _Launch:
+    def __init__(self, study: Study, store: RunStore, options: Options, on_event: Callable[[Event], None]) -> None:
+        if study.runs == "recorded":
+            raise study.lines.error(
+                "the runs of this study come from winnow.record", ("runs",), "judge them with `winnow compare`"
+            )
+        self.study, self.store, self.options = study, store, options
+        self._on_event = on_event
+        self._findings: list[Finding] = []
+        self._ran: list[RunKey] = []
+        self._failed: list[RunKey] = []
+        unknown = [seed for seed in options.seeds or () if seed not in study.seeds]
+        if unknown:
+            raise InputError(f"seed {unknown[0]} is not the study's", key="--seeds", mend=f"permitted: {study.seeds}")
+
+    def go(self) -> Outcome:
+        resolved = resolve(self.study, trust=self.options.trust)
+        stored = load_plan(self.store, self.study)
+        found = audit(self.study, resolved.plan, stored)
+        refuse(self.study, found)
+        for item in found:
+            self._notice(item.finding)
+        self.plan = self._registered(stored, resolved.plan)
+        crew: Crew | None = None
+        stopped = False
+        with _terminable():
+            try:
+                for work in self._work():
+                    if crew is None:
+                        self._start()
+                        crew = self._preflight(work.missing)
+                    self._emit(work)
+                    crew.run([self._job(key) for key in work.missing])
+                    self._emit(LookEnded(work.look, work.looks, self._judged().verdicts))
+            except (Stopped, KeyboardInterrupt):
+                stopped = True
+            finally:
+                if crew is not None:
+                    crew.close()
+        return Outcome(self._judged(), tuple(self._ran), tuple(self._failed), stopped, tuple(self._findings))
+
+    def _emit(self, event: Event) -> None:
+        if isinstance(event, RunEnded):
+            self._ran.append(event.run)
+            if event.status in ("failed", "refused"):
+                self._failed.append(event.run)
+        self._on_event(event)
+
+    def _notice(self, finding: Finding) -> None:
+        self._findings.append(finding)
+        self._emit(Noticed(finding))
+
+    # Which runs
+
+    def _work(self) -> Iterator[LookStarted]:
+        """The looks at which runs are missing, each judged anew when it is reached."""
+        looks = self.study.looks
+        for number, look in enumerate(looks, 1):
+            arms = tuple(self.study.arms) if number == 1 else self._open_arms()
+            seeds = [seed for seed in self.study.seeds[:look] if self._options_want(seed)]
+            missing = self._missing([RunKey(arm, seed, self.plan.run(arm, seed)) for seed in seeds for arm in arms])
+            if missing:
+                yield LookStarted(number, len(looks), look, arms, missing)
+
+    def _options_want(self, seed: int) -> bool:
+        return self.options.seeds is None or seed in self.options.seeds
+
+    def _open_arms(self) -> tuple[str, ...]:
+        """Arms that a claim needs which is still undecided; all of them where nothing is claimed."""
+        if not self.study.claims:
+            return tuple(self.study.arms)
+        needed = {
+            arm
+            for verdict in self._judged().verdicts
+            if verdict.status == "undecided"
+            for arm in verdict.claim.all_arms
+        }
+        return tuple(arm for arm in self.study.arms if arm in needed)
+
+    def _missing(self, runs: Sequence[RunKey]) -> tuple[RunKey, ...]:
+        """Runs that have no result and have not been tried in this launch."""
+        records = self.store.records(key.digest for key in runs)
+        done = {digest for digest, record in records.items() if record.status in ("finished", "diverged")}
+        done.update(key.digest for key in self._ran)
+        return tuple(key for key in runs if key.digest not in done)
+
+    def _judged(self) -> Comparison:
+        return compare(self.study, self.store)
+
+    def _job(self, key: RunKey, preflight: int | None = None) -> Job:
+        arm = self.plan.arms[key.arm]
+        label = Label(study=self.study.id, arm=key.arm)
+        identity = RunIdentity(
+            digest=key.digest,
+            config=arm.config,
+            seed=key.seed,
+            data=arm.data,
+            sources=self.plan.sources,
+            label=label,
+        )
+        message: dict[str, Any] = {
+            **identity.dump(),
+            "use": [str(self.study.folder / name) for name in self.study.use],
+            "store": str(self.store.root),
+            "device": self.options.device,
+            "threads": self.options.threads,
+        }
+        if preflight is not None:
+            message["preflight_steps"] = preflight
+        return Job(key, message, identity)
+
+    # The plan
+
+    def _registered(self, stored: Plan | None, plan: Plan) -> Plan:
+        """The plan with its history, in the store."""
+        at = now()
+        if stored is not None:
+            digests = [run for arm in stored.arms.values() for run in arm.runs.values()]
+            ended = {run for run, record in self.store.records(digests).items() if record.status != "failed"}
+            plan = rewritten(self.study, stored, plan, ended, at)
+        plan = seen(self.study, plan, result_times(self.study, self.store, plan), at)
+        save_plan(self.store, self.study, plan)
+        return plan
+
+    def _start(self) -> None:
+        """Freeze the claims: the first run is about to start."""
+        if self.plan.started is None:
+            self.plan = self.plan.replace({"started": now()})
+            save_plan(self.store, self.study, self.plan)
+
+    # Preflight
+
+    def _preflight(self, missing: Sequence[RunKey]) -> Crew:
+        """Workers for these runs, after a few steps of every arm have been tried."""
+        options = self.options
+        jobs = options.jobs or default_jobs(options.device)
+        crew = Crew(self.store, self._emit, jobs=jobs, threads=options.threads, command=options.worker)
+        first = {key.arm: key for key in reversed(missing)}
+        if not options.preflight:
+            return crew
+        self._emit(PreflightStarted(tuple(first)))
+        try:
+            answers = crew.ask([self._job(key, PREFLIGHT_STEPS) for key in first.values()])
+        except BaseException:
+            crew.close()
+            raise
+        trials: dict[str, dict[str, Any]] = {}
+        for arm, answer in answers.items():
+            if answer["event"] != "done":
+                self._refused(arm, str(answer.get("error")))
+            else:
+                trials[arm] = answer["preflight"]
+                for item in answer["findings"]:
+                    finding = Finding.model_validate(item)
+                    self._notice(finding.model_copy(update={"message": f"preflight of {arm}: {finding.message}"}))
+        self._same_so_far(trials)
+        peak = max((int(trial["peak_bytes"]) for trial in trials.values()), default=0)
+        crew.jobs = self._jobs_in_memory(jobs, peak)
+        self._check_disk(missing, trials)
+        seconds = {arm: self._run_seconds(arm, trial) for arm, trial in trials.items()}
+        self._emit(PreflightEnded(seconds, peak, crew.jobs))
+        return crew
+
+    def _refused(self, arm: str, error: str) -> None:
+        message = f"preflight of {arm} failed: {error.strip().splitlines()[-1]}"
+        mend = "the run will say more: its record keeps the traceback"
+        where = self.study.lines.where(("arms", arm))
+        self._notice(Finding(rule="preflight-failed", severity="warning", message=message, where=where, mend=mend))
+
+    def _same_so_far(self, trials: dict[str, dict[str, Any]]) -> None:
+        """Arms that are bit-identical after a few steps: a notice, since some settings act late."""
+        for (one, a), (other, b) in combinations(trials.items(), 2):
+            if a["weights"] == b["weights"]:
+                settings = ", ".join(different_settings(self.plan.arms[one].identity, self.plan.arms[other].identity))
+                message = f"{one} and {other} are bit-identical after {a['steps']} steps although {settings} differs"
+                mend = "it may act later; if it never does, claims on this pair will be invalid"
+                where = self.study.lines.where(("arms", other))
+                self._notice(Finding(rule="same-so-far", severity="notice", message=message, where=where, mend=mend))
+
+    def _jobs_in_memory(self, jobs: int, peak: int) -> int:
+        if self.options.device != "cpu" or not peak:
+            return jobs
+        fitting = max(1, int(MEMORY_SHARE * free_memory() / peak))
+        if fitting < jobs:
+            message = f"{fitting} runs at once instead of {jobs}: each takes {peak / 2**30:.1f} GiB of memory"
+            self._notice(Finding(rule="memory", severity="notice", message=message))
+        return min(jobs, fitting)
+
+    def _check_disk(self, missing: Sequence[RunKey], trials: dict[str, dict[str, Any]]) -> None:
+        # While a new checkpoint is written, the two before it are still there; at the end one is left.
+        largest = max((int(trial["checkpoint_bytes"]) for trial in trials.values()), default=0)
+        needed = largest * (len(missing) + 2 * (self.options.jobs or default_jobs(self.options.device)))
+        free = shutil.disk_usage(self.store.root).free
+        if free < needed:
+            raise InputError(
+                f"{free / 2**30:.1f} GiB are free on the disk, these runs need {needed / 2**30:.1f} GiB",
+                file=self.store.root,
+                mend="free some space, or choose another store with --store",
+            )
+
+    def _run_seconds(self, arm: str, trial: dict[str, Any]) -> float:
+        config = self.plan.arms[arm].config
+        steps, every = int(config["train"]["steps"]), int(config["evaluation"]["every"])
+        evaluations = math.ceil(steps / every) + 1
+        return steps * float(trial["seconds_per_step"]) + evaluations * float(trial["seconds_per_evaluation"])
+
+
+def default_jobs(device: str) -> int:
+    """Runs at once: one per core on a CPU, one otherwise."""
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that new processes may take without swapping."""
+    if sys.platform == "linux":
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, while the block runs: batch systems send it before they kill."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

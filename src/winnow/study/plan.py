@@ -1,0 +1,286 @@
+"""The plan of a study: what its arms resolved to, and what was claimed when. Needs no torch.
+
+`store/studies/<id>.json` holds it. With it, `status`, `compare`, `why` and `table` know the digest of every run
+without loading a model; seeds, looks and claims may change without resolving again. An arm whose text (or base, or
+`use` file) has changed since is *stale*: only `check` and `run` can say what it means now.
+
+Claims are frozen by hash when the first run starts. What is edited later is exploratory, and the plan says what was
+edited and when it was first seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from winnow.config import Config, canonical_json, digest, input_errors, run_digest
+from winnow.errors import InputError
+from winnow.records.files import inside, read_json, write_json
+from winnow.records.store import RunStore
+from winnow.study.claims import Claim
+from winnow.study.spec import Study
+
+VERSION: Final = 1
+
+
+class PlannedArm(Config):
+    """One arm, resolved: enough to name its runs and to start them."""
+
+    written: str
+    """Digest of what was written for it (base, arm, `use` files): when that changes, the arm is stale."""
+    config: dict[str, Any]
+    """`RunConfig.dump()`, with absolute paths."""
+    identity: dict[str, Any]
+    """`RunConfig.canonical()`: what the run's digest sees."""
+    data: str
+    """The task's data digest."""
+    facts: dict[str, float | int | str] = Field(default_factory=dict)
+    """Parameters, FLOPs per token, KV bytes per token ... as the model reports them."""
+    metrics: dict[str, Literal["lower", "higher"]] = Field(default_factory=dict)
+    """The task's deciding metrics and which way is better."""
+    runs: dict[str, str] = Field(default_factory=dict)
+    """Digest of the run of each seed, for readers without Winnow and for `gc`."""
+
+    def run(self, seed: int, sources: Mapping[str, str]) -> str:
+        """The run's scientific identity, its folder in the store."""
+        return run_digest(self.identity, seed, self.data, sources)
+
+
+class FrozenClaim(Config):
+    """A claim as it stood when the first run started."""
+
+    text: str
+    hash: str
+    at: str
+    """When this text was first seen (UTC, ISO 8601)."""
+    late: str | None = None
+    """Why it is exploratory from the start: it was added after results existed."""
+
+
+class Edit(Config):
+    """A change of the study, first seen after its runs had begun."""
+
+    at: str
+    kind: Literal["claim", "dropped", "design", "arm"]
+    key: str
+    """Which claim, which part of the design, which arm."""
+    what: str
+    """For example "looks changed from 3, 5, 8 to 3, 5, 8, 12"."""
+    value: str = ""
+    """What it was changed to: a claim's hash, a part of the design."""
+    claims: tuple[str, ...] = ()
+    """The claims that it makes exploratory for as long as it stands."""
+
+
+class Plan(Config):
+    """Everything about a study that outlives the file it was written in."""
+
+    version: int = VERSION
+    id: str
+    file: str | None
+    sources: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each `use` file, by name."""
+    arms: dict[str, PlannedArm] = Field(default_factory=dict)
+    claims: dict[str, FrozenClaim] = Field(default_factory=dict)
+    design: dict[str, str] = Field(default_factory=dict)
+    """How it is judged (looks, seeds, endpoint, rule), as frozen with the claims."""
+    started: str | None = None
+    """When the first run started; None = none has."""
+    edits: tuple[Edit, ...] = ()
+
+    def run(self, arm: str, seed: int) -> str:
+        """Digest of one run."""
+        return self.arms[arm].run(seed, self.sources)
+
+
+def now() -> str:
+    """The present time as the plan notes it: UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def load_plan(store: RunStore, study: Study) -> Plan | None:
+    """The plan in the store, None where the study has not been resolved yet. Raises InputError if it is damaged."""
+    path = inside(store.root / "studies", f"{study.plan_name}.json", what="study id")
+    try:
+        data = read_json(path)
+    except FileNotFoundError:
+        return None
+    if isinstance(data.get("version"), int) and data["version"] > VERSION:
+        raise InputError(f"is a plan of version {data['version']}", file=path, mend="install a newer winnow-lab")
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        raise input_errors(error, Plan)[0].at(file=path) from None
+
+
+def save_plan(store: RunStore, study: Study, plan: Plan) -> None:
+    """Write the plan, whole or not at all. Raises InputError if the disk refuses."""
+    arms = {
+        name: arm.replace({"runs": {str(seed): arm.run(seed, plan.sources) for seed in study.seeds}})
+        for name, arm in plan.arms.items()
+    }
+    write_json(store.plan_path(study.plan_name), plan.replace({"arms": arms}).dump())
+
+
+def source_digests(study: Study) -> dict[str, str]:
+    """SHA-256 of each `use` file by its name. Raises InputError for one that is missing."""
+    found: dict[str, str] = {}
+    for index, name in enumerate(study.use):
+        path = study.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            place = ("use", str(index))
+            raise study.lines.error(f"{name!r} cannot be read: {error.strerror}", place) from None
+        if path.name in found:
+            raise study.lines.error(f"two files are named {path.name!r}", ("use", str(index)), "rename one")
+        found[path.name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def written_digest(study: Study, arm: str, sources: Mapping[str, str]) -> str:
+    """Digest of everything that was written for an arm."""
+    return digest([dict(study.base), dict(study.arms[arm]), dict(sources)])
+
+
+def stale_arms(study: Study, plan: Plan) -> tuple[str, ...]:
+    """Arms that were added or rewritten since the plan was made."""
+    sources = source_digests(study)
+    return tuple(
+        name
+        for name in study.arms
+        if name not in plan.arms or plan.arms[name].written != written_digest(study, name, sources)
+    )
+
+
+def claim_hash(claim: Claim) -> str:
+    """What may not change after the first run: everything about a claim but its spelling.
+
+    What is expected of it counts too: a claim that is expected to be invalid leaves the corrected family.
+    """
+    return claim.digest()
+
+
+def design_of(study: Study) -> dict[str, str]:
+    """How the study is judged, in words that an edit is reported with."""
+    return {
+        "looks": ", ".join(map(str, study.looks)),
+        "seeds": ", ".join(map(str, study.seeds)),
+        "endpoint": canonical_json(study.endpoint.dump()),
+        "rule": canonical_json(study.rule.dump()),
+    }
+
+
+def seen(study: Study, plan: Plan, results: Mapping[tuple[str, int], str], at: str) -> Plan:
+    """The plan with the study's claims taken in, and with every edit since the runs began noted.
+
+    results: when each finished run was made, by arm and seed (UTC, ISO 8601); at: the present time.
+    """
+    frozen = dict(plan.claims)
+    edits = list(plan.edits)
+    late = {claim.id: _late(study, claim, results) for claim in study.claims}
+    # Runs that another study made count as begun once they could have told anything about a claim.
+    begun = plan.started is not None or any(late.values())
+    for claim in study.claims:
+        before = frozen.get(claim.id)
+        if before is None or (not begun and before.hash != claim_hash(claim)):
+            frozen[claim.id] = FrozenClaim(text=claim.text, hash=claim_hash(claim), at=at, late=late[claim.id])
+        elif before.hash != claim_hash(claim):
+            what = f"the claim was {before.text!r} and is {claim.text!r}"
+            edits.append(
+                Edit(at=at, kind="claim", key=claim.id, what=what, value=claim_hash(claim), claims=(claim.id,))
+            )
+    present = {claim.id for claim in study.claims}
+    if not begun:
+        frozen = {name: claim for name, claim in frozen.items() if name in present}
+        return plan.replace({"claims": frozen, "design": design_of(study)})
+    for name, claim in frozen.items():
+        if name not in present:
+            edits.append(Edit(at=at, kind="dropped", key=name, what=f"claim {name} was dropped: {claim.text!r}"))
+    plan = plan if plan.design else plan.replace({"design": design_of(study)})
+    for key, (before, after) in changed_design(study, plan).items():
+        what = f"{key} changed from {before} to {after}"
+        edits.append(Edit(at=at, kind="design", key=key, what=what, value=after, claims=tuple(sorted(present))))
+    # The first time that an edit is seen is the one that counts.
+    first = {(edit.kind, edit.key, edit.what): edit for edit in reversed(edits)}
+    return plan.replace(
+        {"claims": frozen, "edits": tuple(sorted(first.values(), key=lambda edit: (edit.at, edit.key)))}
+    )
+
+
+def rewritten(study: Study, old: Plan, new: Plan, finished: Container[str], at: str) -> Plan:
+    """`new` with the history of `old`; an arm that means something else after it had results is an edit.
+
+    finished: digests of the runs that have results.
+    """
+    edits = list(old.edits)
+    for name, arm in new.arms.items():
+        before = old.arms.get(name)
+        if before is None or before.run(0, old.sources) == arm.run(0, new.sources):
+            continue
+        if any(before.run(seed, old.sources) in finished for seed in study.seeds):
+            what = f"arm {name} was rewritten: {', '.join(differing(before.identity, arm.identity)) or 'its data'}"
+            claims = tuple(claim.id for claim in study.claims if name in claim.all_arms)
+            edits.append(Edit(at=at, kind="arm", key=name, what=what, claims=claims))
+    return new.replace({"claims": old.claims, "design": old.design, "started": old.started, "edits": tuple(edits)})
+
+
+def changed_design(study: Study, plan: Plan) -> dict[str, tuple[str, str]]:
+    """What the frozen design says and what the study says now, where they differ.
+
+    Seeds and looks may be added at the end: what is beyond the last look is read by the e-process.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for key, after in design_of(study).items():
+        before = plan.design.get(key, after)
+        if before != after and not (key in ("seeds", "looks") and f"{after}, ".startswith(f"{before}, ")):
+            found[key] = (before, after)
+    return found
+
+
+def exploratory(study: Study, plan: Plan) -> dict[str, str]:
+    """Why each claim that is exploratory by its history is so, by claim. A change that was undone no longer counts."""
+    changed = changed_design(study, plan)
+    found: dict[str, list[str]] = {}
+    for claim in study.claims:
+        frozen = plan.claims[claim.id]
+        reasons = [frozen.late] if frozen.late else []
+        for edit in plan.edits:
+            if claim.id not in edit.claims:
+                continue
+            stands = {
+                "claim": frozen.hash != claim_hash(claim) == edit.value,
+                "design": edit.key in changed and changed[edit.key][1] == edit.value,
+                "arm": True,
+            }
+            if stands[edit.kind]:
+                reasons.append(f"{edit.what} (seen {edit.at}, after the runs began)")
+        if reasons:
+            found[claim.id] = reasons
+    return {name: "; ".join(reasons) for name, reasons in found.items()}
+
+
+def differing(one: Any, other: Any, path: str = "") -> tuple[str, ...]:
+    """Dotted paths at which two canonical configs differ."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return () if one == other else (path,)
+    absent = object()
+    found: list[str] = []
+    for key in sorted({*one, *other}):
+        found += differing(one.get(key, absent), other.get(key, absent), f"{path}.{key}" if path else str(key))
+    return tuple(found)
+
+
+def _late(study: Study, claim: Claim, results: Mapping[tuple[str, int], str]) -> str | None:
+    """Why a claim that is first seen now comes after its results: every arm that it names already had some."""
+    latest = ""
+    for arm in claim.all_arms:
+        times = [results[arm, seed] for seed in study.seeds if (arm, seed) in results]
+        if not times:
+            return None
+        latest = max(latest, min(times))
+    return f"it was claimed when every arm that it names already had results (since {latest})"

@@ -1,0 +1,163 @@
+"""What a study's arms mean: base + arm -> `RunConfig`, data, digests. Imports torch, through the models.
+
+An arm's table is laid over the base, key by key; a table that sets `kind` or `preset` replaces what it stands over,
+because the other keys belonged to another mechanism. The text "off" is None, which TOML cannot write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from pydantic import ValidationError
+
+from winnow.config import canonical_json, input_errors
+from winnow.errors import InputError, nearest
+from winnow.study.locate import KeyPath
+from winnow.study.plan import Plan, PlannedArm, source_digests, written_digest
+from winnow.study.spec import Study
+from winnow.tasks.base import Task
+from winnow.train.config import RunConfig
+from winnow.train.sources import load_sources
+
+OFF: Final = "off"
+"""How a study writes None."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A study whose arms are known in full."""
+
+    study: Study
+    configs: Mapping[str, RunConfig]
+    plan: Plan
+    """Without history: `study.plan` adds what the store knows."""
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`override` laid over `base`; a table that sets `kind` or `preset` replaces the one it stands over."""
+    merged = {key: _value(value) for key, value in base.items()}
+    for key, value in override.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, dict) and not {"kind", "preset"} & value.keys():
+            merged[key] = merge(cast(dict[str, Any], below), cast(Mapping[str, Any], value))
+        else:
+            merged[key] = _value(value)
+    return merged
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _value(item) for key, item in cast(Mapping[str, Any], value).items()}
+    return None if value == OFF else value
+
+
+def resolve(study: Study, *, trust: bool = False) -> Resolved:
+    """Every arm in full, and the plan that names its runs.
+
+    trust: permit the study's `use` files, which are programs. Raises InputError with the line of the arm or of the
+    base that is wrong.
+    """
+    sources = source_digests(study)
+    if study.use:
+        if not trust:
+            raise study.lines.error(
+                f"{', '.join(study.use)}: a study's own Python files are run only on demand",
+                ("use",),
+                "read them, then give --trust",
+            )
+        load_sources([study.folder / name for name in study.use], sources)
+    tasks: dict[str, Task] = {}
+    configs: dict[str, RunConfig] = {}
+    arms: dict[str, PlannedArm] = {}
+    for name in study.arms:
+        config = _config(study, name)
+        key = canonical_json(config.task.dump())
+        try:
+            if key not in tasks:
+                tasks[key] = config.task.build()
+            task = tasks[key]
+            facts = _facts(config, task)
+        except InputError as error:
+            raise _placed(study, name, error) from None
+        configs[name] = config
+        arms[name] = PlannedArm(
+            written=written_digest(study, name, sources),
+            config=config.dump(),
+            identity=config.canonical(),
+            data=task.digest,
+            facts=facts,
+            metrics=dict(config.task.metrics),
+        )
+    _check_metrics(study, configs)
+    file = None if study.file is None else str(study.file.resolve())
+    return Resolved(study, configs, Plan(id=study.id, file=file, sources=sources, arms=arms))
+
+
+def _config(study: Study, arm: str) -> RunConfig:
+    table = merge(study.base, study.arms[arm])
+    try:
+        config = RunConfig.model_validate(table)
+        return config.replace({"task": config.task.located(study.folder)})
+    except ValidationError as error:
+        raise _placed(study, arm, input_errors(error, RunConfig)[0]) from None
+
+
+def _placed(study: Study, arm: str, error: InputError) -> InputError:
+    """The error at the line of the key that the user wrote: the arm's where the arm sets it, else the base's."""
+    inner = tuple((error.key or "").split(".")) if error.key else ()
+    places: list[KeyPath] = [("arms", arm, *inner), ("base", *inner)]
+    depths = [study.lines.depth(places[0]) - 2, study.lines.depth(places[1]) - 1]
+    place = places[0] if depths[0] > 0 and depths[0] >= depths[1] else places[1]
+    if max(depths) <= 0:
+        place = places[0]
+    return study.lines.error(error.message, place, error.mend)
+
+
+def _facts(config: RunConfig, task: Task) -> dict[str, float | int | str]:
+    with torch.device("meta"):  # sizes only: no memory is taken, nothing is drawn
+        model = config.model.build(task.vocab_size, config.task.context)
+    tokens = config.train.steps * config.train.tokens_per_update
+    return {
+        **task.facts(),
+        **model.facts(config.task.context),
+        "vocab_size": task.vocab_size,
+        "val_digest": task.validation(config.evaluation.tokens).digest,
+        "tokens": tokens,
+    }
+
+
+def _check_metrics(study: Study, configs: Mapping[str, RunConfig]) -> None:
+    """Every metric that decides must be one that the task measures, and better in the direction that was written."""
+    endpoint = study.endpoint
+    for arm, config in configs.items():
+        metrics = config.task.metrics
+        if endpoint.metric not in metrics:
+            place = ("endpoint", "metric")
+            raise study.lines.error(
+                f"task {config.task.kind!r} has no metric {endpoint.metric!r}",
+                place,
+                nearest(endpoint.metric, metrics),
+            )
+        if metrics[endpoint.metric] != endpoint.better:
+            raise study.lines.error(
+                f"{endpoint.metric} is better when {metrics[endpoint.metric]}",
+                ("endpoint", "better"),
+                f'write better = "{metrics[endpoint.metric]}"',
+            )
+        for claim in study.claims:
+            if arm in claim.all_arms and claim.metric not in metrics:
+                raise study.lines.error(
+                    f"task {config.task.kind!r} has no metric {claim.metric!r}",
+                    ("claims", claim.id),
+                    nearest(claim.metric, metrics),
+                )
+        step, steps, every = endpoint.step, config.train.steps, config.evaluation.every
+        if step is not None and (step > steps or (step % every and step != steps)):
+            raise study.lines.error(
+                f"arm {arm!r} is not evaluated at step {step}",
+                ("endpoint", "step"),
+                f"use a multiple of evaluation.every ({every}) up to train.steps ({steps})",
+            )

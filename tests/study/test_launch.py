@@ -1,0 +1,235 @@
+"""Launching with a worker that trains nothing: which runs are made, when, and what happens when things break."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.study.studies import TEXT, fake, small, trained
+
+from winnow.errors import InputError
+from winnow.study import launch
+from winnow.study.compare import compare
+from winnow.study.events import Event, LookEnded, LookStarted, RunEnded, RunWaits, Stopping, WorkerDied
+from winnow.study.launch import run_study
+from winnow.study.plan import load_plan
+
+BIG = {"better": {"effect": -0.1}, "same": {"effect": 0.0}}
+
+
+def test_seeds_are_added_only_for_open_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    events: list[Event] = []
+    outcome = run_study(study, store, fake(tmp_path, BIG, monkeypatch), events.append)
+    looks = [event for event in events if isinstance(event, LookStarted)]
+    assert [(look.look, look.seeds, look.arms) for look in looks] == [
+        (1, 3, ("control", "better", "same")),
+        (2, 5, ("control", "same")),
+    ]
+    assert [len(look.missing) for look in looks] == [9, 4]
+    assert len(outcome.ran) == 13
+    assert len(set(trained(tmp_path))) == len(trained(tmp_path)) == 13
+    first = next(event for event in events if isinstance(event, LookEnded))
+    assert [verdict.status for verdict in first.verdicts] == ["supported", "undecided"]
+    assert [verdict.status for verdict in outcome.comparison.verdicts] == ["supported", "undecided"]
+    assert outcome.comparison.verdicts[0].budget == "at 1000 parameters, 640 tokens, lr 0.004"
+
+
+def test_a_second_run_runs_nothing_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    options = fake(tmp_path, BIG, monkeypatch)
+    first = run_study(study, store, options)
+    plan = (store.root / "studies" / "small.json").read_bytes()
+    events: list[Event] = []
+    second = run_study(study, store, options, events.append)
+    assert not second.ran
+    assert not [event for event in events if isinstance(event, LookStarted | RunEnded)]
+    assert second.comparison.verdicts == first.comparison.verdicts == compare(study, store).verdicts
+    assert (store.root / "studies" / "small.json").read_bytes() == plan
+
+
+def test_chosen_seeds_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    outcome = run_study(study, store, fake(tmp_path, BIG, monkeypatch, seeds=(1,)))
+    assert sorted((key.arm, key.seed) for key in outcome.ran) == [("better", 1), ("control", 1), ("same", 1)]
+    assert {verdict.status for verdict in outcome.comparison.verdicts} == {"undecided"}
+    with pytest.raises(InputError, match="seed 9 is not the study's"):
+        run_study(study, store, fake(tmp_path, BIG, monkeypatch, seeds=(9,)))
+
+
+def test_a_failed_run_stops_nobody_and_is_tried_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    options = fake(tmp_path, {**BIG, "same": {"fail": 1}}, monkeypatch)
+    outcome = run_study(study, store, options)
+    assert [key.arm for key in outcome.failed] == ["same"]
+    assert store.state(outcome.failed[0].digest) == "failed"
+    warning = next(finding for finding in outcome.comparison.findings if finding.rule == "failed-runs")
+    assert "planted" in warning.message
+    again = run_study(study, store, options)
+    assert outcome.failed[0] in again.ran
+    assert not again.failed
+    assert store.state(outcome.failed[0].digest) == "finished"
+    assert len(set(trained(tmp_path))) == len(trained(tmp_path)), "nothing was trained twice"
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(1, "finished"), (2, "failed")])
+def test_a_worker_that_dies_loses_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, status: str):
+    study, store = small(tmp_path, seeds=[0], looks=[1])
+    events: list[Event] = []
+    outcome = run_study(study, store, fake(tmp_path, {"same": {"die": deaths}}, monkeypatch), events.append)
+    died = [event for event in events if isinstance(event, WorkerDied)]
+    assert [event.again for event in died] == [True, False][:deaths]
+    assert "SIGKILL" in died[0].how
+    ended = {event.run.arm: event.status for event in events if isinstance(event, RunEnded)}
+    assert ended == {"control": "finished", "better": "finished", "same": status}
+    if status == "failed":
+        record = store.record(outcome.failed[0].digest)
+        assert record is not None
+        assert "SIGKILL" in (record.error or "")
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    options = fake(tmp_path, {**BIG, "same": {"status": "diverged"}}, monkeypatch)
+    outcome = run_study(study, store, options)
+    assert not outcome.failed
+    assert "diverged" in outcome.comparison.verdicts[1].reason
+    assert not run_study(study, store, options).ran
+
+
+def test_arms_that_stay_identical_are_noticed_and_then_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    outcome = run_study(study, store, fake(tmp_path, {"control": {"same": "x"}, "same": {"same": "x"}}, monkeypatch))
+    assert [finding.rule for finding in outcome.findings] == ["same-so-far"]
+    assert "model.norm" in outcome.findings[0].message
+    verdict = outcome.comparison.verdicts[1]
+    assert verdict.status == "invalid"
+    assert "model.norm.kind" in verdict.reason
+    assert outcome.comparison.verdicts[0].status != "invalid"
+
+
+def test_memory_bounds_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch, "free_memory", lambda: 1000)
+    study, store = small(tmp_path, seeds=[0], looks=[1])
+    outcome = run_study(study, store, fake(tmp_path, {"better": {"peak": 700}}, monkeypatch))
+    assert [finding.rule for finding in outcome.findings] == ["one-seed", "memory"]
+    assert len(outcome.ran) == 3
+
+
+def test_no_disk_space_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda path: usage)
+    study, store = small(tmp_path)
+    with pytest.raises(InputError, match="GiB are free"):
+        run_study(study, store, fake(tmp_path, {}, monkeypatch))
+    assert trained(tmp_path) == []
+
+
+def test_what_the_audit_refuses_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = TEXT.replace('same = { model.norm = { kind = "rmsnorm" } }', "same = {}")
+    study, store = small(tmp_path, text)
+    with pytest.raises(InputError, match=r"small\.toml:\d+: equal-arms"):
+        run_study(study, store, fake(tmp_path, {}, monkeypatch))
+    assert not store.root.exists()
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from winnow.records.store import RunStore
+from winnow.study.launch import Options, run_study
+from winnow.study.spec import load_study
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+options = Options(worker=(sys.executable, sys.argv[2]), jobs=2, preflight=False)
+outcome = run_study(load_study(folder / "small.toml"), RunStore(folder / "winnow-store"), options)
+print("stopped" if outcome.stopped else "done", len(outcome.ran), flush=True)
+"""
+
+
+def launcher(folder: Path) -> subprocess.Popen[str]:
+    worker = str(Path(__file__).with_name("fake_worker.py"))
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(folder), worker], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def records(folder: Path) -> int:
+    return len(list((folder / "winnow-store" / "runs").glob("*/run.json")))
+
+
+def test_a_killed_launcher_leaves_one_record_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    slow = {arm: {"seconds": 0.3, **BIG.get(arm, {})} for arm in study.arms}
+    options = fake(tmp_path, slow, monkeypatch, preflight=False)
+    process = launcher(tmp_path)
+    wait_for(lambda: records(tmp_path) >= 2)
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    outcome = run_study(study, store, options)
+    assert not outcome.failed
+    assert len(set(trained(tmp_path))) == len(trained(tmp_path)) == 13
+    assert [verdict.status for verdict in outcome.comparison.verdicts] == ["supported", "undecided"]
+
+
+def test_two_launchers_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    slow = {arm: {"seconds": 0.1, **BIG.get(arm, {})} for arm in study.arms}
+    events: list[Event] = []
+    options = fake(tmp_path, slow, monkeypatch, preflight=False)
+    process = launcher(tmp_path)
+    assert process.stdout is not None
+    wait_for(lambda: (store.root / "studies" / "small.json").exists())
+    outcome = run_study(study, store, options, events.append)
+    said = process.communicate(timeout=60)[0]
+    assert "done" in said
+    assert len(set(trained(tmp_path))) == len(trained(tmp_path)) == 13
+    assert any(isinstance(event, RunWaits) or (isinstance(event, RunEnded) and event.elsewhere) for event in events)
+    assert not outcome.comparison.missing or outcome.comparison.verdicts[0].status == "supported"
+    assert [verdict.status for verdict in outcome.comparison.verdicts] == ["supported", "undecided"]
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path, seeds=[0, 1], looks=[2])
+    options = fake(tmp_path, {arm: {"seconds": 1.0} for arm in study.arms}, monkeypatch, preflight=False)
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if type(event).__name__ == "RunStarted" and not any(isinstance(e, Stopping) for e in events):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            events.append(Stopping(()))
+
+    outcome = run_study(study, store, options, watch)
+    assert outcome.stopped
+    assert {event.status for event in events if isinstance(event, RunEnded)} == {"interrupted"}
+    assert trained(tmp_path) == []
+    (tmp_path / "fake.json").write_text(json.dumps({}))
+    again = run_study(study, store, options)
+    assert not again.stopped
+    assert len(trained(tmp_path)) == 6
+
+
+def test_claims_are_frozen_when_the_first_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path, seeds=[0], looks=[1])
+    run_study(study, store, fake(tmp_path, {}, monkeypatch))
+    plan = load_plan(store, study)
+    assert plan is not None
+    assert plan.started is not None
+    assert plan.claims["h1"].text == study.claim("h1").text
+    assert plan.claims["h1"].at <= plan.started
