@@ -16,17 +16,16 @@ from winnow.train.loop import build_task
 from winnow.train.trainer import train
 
 CPU = torch.device("cpu")
-WORDS = tuple(
-    "the quick query masks a slow key so that later tokens forget what earlier ones no longer need".split(" ")
-)
+TEXT = "the quick query masks a slow key so that later tokens forget what earlier ones no longer need"
 
 
 def write_text(path: Path, words: int = 20000) -> Path:
     """A text with some order in it, the same on every machine and Python version."""
     draw = random.Random(7)
+    vocabulary = TEXT.split()
     lines, line = [], []
     for index in range(words):
-        line.append(WORDS[min(int(draw.random() ** 2 * len(WORDS)), len(WORDS) - 1)])
+        line.append(vocabulary[min(int(draw.random() ** 2 * len(vocabulary)), len(vocabulary) - 1)])
         if index % 9 == 8:
             lines.append(" ".join(line) + ".\n" + ("\n" if index % 45 == 44 else ""))
             line = []

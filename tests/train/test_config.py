@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-
 from tests.train.runs import make, table
+
 from winnow.errors import InputError
 from winnow.train.config import RunConfig, TrainConfig, split_update
 
@@ -30,17 +30,17 @@ def test_an_update_divides_exactly_or_is_refused(
     context: int, tokens: int, micro_batch: int | None, accumulation: int | None
 ) -> None:
     train = TrainConfig(tokens_per_update=tokens, micro_batch=micro_batch, accumulation=accumulation)
-    try:
-        batch, passes = split_update(train, context)
-    except InputError as error:
-        assert error.mend
-        assert error.key in ("train.tokens_per_update", "train.micro_batch", "train.accumulation")
-        if micro_batch is None and accumulation is None:
-            assert tokens % context
-    else:
-        assert context * batch * passes == tokens
-        assert micro_batch in (None, batch)
-        assert accumulation in (None, passes)
+    wanted = context * (micro_batch or 1) * (accumulation or 1)
+    exact = tokens == wanted if micro_batch and accumulation else tokens % wanted == 0
+    if not exact:
+        with pytest.raises(InputError, match=r"train\.(tokens_per_update|micro_batch|accumulation)") as refused:
+            split_update(train, context)
+        assert refused.value.mend
+        return
+    batch, passes = split_update(train, context)
+    assert context * batch * passes == tokens
+    assert micro_batch in (None, batch)
+    assert accumulation in (None, passes)
 
 
 def test_the_stored_config_says_what_ran(text: Path) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.train.runs import CPU, make
+
 from winnow.errors import InputError
 from winnow.train.config import RunConfig
-from winnow.train.losses import Smoothed
 from winnow.train.loop import Loop
+from winnow.train.losses import Smoothed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_TOLERANCE = 1e-4
