@@ -92,6 +92,19 @@ def run_study(
     return _Launch(study, store, options or Options(), on_event).go()
 
 
+def register(study: Study, store: RunStore, plan: Plan) -> Plan:
+    """Put a resolved study's plan, with the history of the one before it, into the store and return it."""
+    at = now()
+    stored = load_plan(store, study)
+    if stored is not None:
+        digests = [run for arm in stored.arms.values() for run in arm.runs.values()]
+        ended = {run for run, record in store.records(digests).items() if record.status != "failed"}
+        plan = rewritten(study, stored, plan, ended, at)
+    plan = seen(study, plan, result_times(study, store, plan), at)
+    save_plan(store, study, plan)
+    return plan
+
+
 class _Launch:
     def __init__(self, study: Study, store: RunStore, options: Options, on_event: Callable[[Event], None]) -> None:
         if study.runs == "recorded":
@@ -114,7 +127,7 @@ class _Launch:
         refuse(self.study, found)
         for item in found:
             self._notice(item.finding)
-        self.plan = self._registered(stored, resolved.plan)
+        self.plan = register(self.study, self.store, resolved.plan)
         crew: Crew | None = None
         stopped = False
         with _terminable():
@@ -204,17 +217,6 @@ class _Launch:
         return Job(key, message, identity)
 
     # The plan
-
-    def _registered(self, stored: Plan | None, plan: Plan) -> Plan:
-        """The plan with its history, in the store."""
-        at = now()
-        if stored is not None:
-            digests = [run for arm in stored.arms.values() for run in arm.runs.values()]
-            ended = {run for run, record in self.store.records(digests).items() if record.status != "failed"}
-            plan = rewritten(self.study, stored, plan, ended, at)
-        plan = seen(self.study, plan, result_times(self.study, self.store, plan), at)
-        save_plan(self.store, self.study, plan)
-        return plan
 
     def _start(self) -> None:
         """Freeze the claims: the first run is about to start."""
