@@ -35,8 +35,8 @@ class NoiseKey(Config):
 
     @staticmethod
     def near(count: int) -> int:
-        """A size to the nearest quarter octave: 100,000 and 104,000 parameters are one size."""
-        return 0 if count <= 0 else round(2 ** (round(4 * math.log2(count)) / 4))
+        """A size to the nearest half octave: 100,000 and 104,000 parameters are one size."""
+        return 0 if count <= 0 else round(2 ** (round(2 * math.log2(count)) / 2))
 
 
 class ArmNoise(Config):
