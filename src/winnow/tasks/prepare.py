@@ -191,7 +191,7 @@ def prepare_shards(
     source: DocumentSource,
     folder: Path,
     *,
-    tokenizer: str = "gpt2",
+    tokenizer: str = "bytes",
     tokenizer_revision: str | None = None,
     name: str = "text",
     shard_tokens: int = 100_000_000,
@@ -332,7 +332,7 @@ def _go_on(
         write_json(folder / MANIFEST, manifest.dump())
     for split in ("training", "validation"):
         if _tokens(manifest, split) == 0:
-            mend = "give more text or another validation_fraction, and an empty folder"
+            mend = "give more text, another validation_fraction or blocks as documents, and an empty folder"
             raise InputError(f"the {split} split is empty: {manifest.read} documents", file=folder, mend=mend)
     manifest = manifest.replace({"complete": True})
     write_json(folder / MANIFEST, manifest.dump())
