@@ -13,7 +13,7 @@ from winnow.records.run import Label, RunIdentity, RunRecord
 from winnow.records.store import RunStore
 from winnow.train.config import RunConfig
 from winnow.train.loop import build_task
-from winnow.train.trainer import train
+from winnow.train.trainer import Progress, train
 
 CPU = torch.device("cpu")
 TEXT = "the quick query masks a slow key so that later tokens forget what earlier ones no longer need"
@@ -73,3 +73,12 @@ def run_in(store: RunStore, config: RunConfig, seed: int = 0, arm: str = "contro
     assert claimed is not None
     with claimed as run:
         return train(config, run, seed=seed, device=CPU)
+
+
+def go_on(store: RunStore, config: RunConfig, stop_at: int | None = None) -> RunRecord:
+    """Continue a run, and stop it again after `stop_at` updates."""
+    claimed = store.claim(identity(config))
+    assert claimed is not None
+    seen: list[Progress] = []
+    with claimed as run:
+        return train(config, run, seed=0, device=CPU, on_progress=seen.append, stop=lambda: seen[-1].step == stop_at)

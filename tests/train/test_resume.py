@@ -16,27 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.runs import CPU, identity, make, run_in
+from tests.train.runs import go_on, identity, make, run_in
 
 from winnow.errors import InputError
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
 from winnow.train import trainer
 from winnow.train.config import RunConfig
-from winnow.train.trainer import Progress, trace, train
+from winnow.train.trainer import trace
 
 
 def same_result(a: RunRecord, b: RunRecord) -> bool:
     return (a.weights, a.trace, a.final, a.steps_done) == (b.weights, b.trace, b.final, b.steps_done)
-
-
-def go_on(store: RunStore, config: RunConfig, stop_at: int | None = None) -> RunRecord:
-    """Continue a run, and stop it again after `stop_at` updates."""
-    claimed = store.claim(identity(config))
-    assert claimed is not None
-    seen: list[Progress] = []
-    with claimed as run:
-        return train(config, run, seed=0, device=CPU, on_progress=seen.append, stop=lambda: seen[-1].step == stop_at)
 
 
 def test_metrics_of_a_run(store: RunStore, text: Path) -> None:
