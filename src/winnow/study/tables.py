@@ -1,0 +1,258 @@
+"""The results of a study as tables: Markdown, CSV, LaTeX, JSON. The same records give the same bytes.
+
+One row per arm: runs, mean and seed standard deviation of the endpoint, the paired difference from the control with
+its 95 % interval, and what the arm costs. The interval is for reading; only a verdict decides.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from winnow.records.run import RunRecord
+from winnow.study.budget import count_text
+from winnow.study.compare import Comparison
+from winnow.study.distributions import student_upper
+from winnow.study.noise import moments
+from winnow.study.verdict import Verdict
+
+Format = Literal["markdown", "csv", "latex", "json"]
+FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex", "json")
+LEVEL = 0.95
+"""Confidence of the intervals in tables: of one difference alone, at a fixed number of seeds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm."""
+
+    arm: str
+    n: int
+    """Runs that ended well."""
+    diverged: int
+    failed: int
+    mean: float | None
+    """Of the endpoint."""
+    sd: float | None
+    """Over seeds."""
+    difference: float | None
+    """Arm minus control, over common seeds."""
+    low: float | None
+    high: float | None
+    pairs: int
+    parameters: int | None
+    tokens: int | None
+    """Training tokens of one run."""
+    seconds: float | None
+    """Median of a run."""
+    flops: float | None
+    """Of one run: FLOPs per token of a training step x tokens."""
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data, full precision."""
+        return dict(vars(self))
+
+
+def rows(comparison: Comparison) -> tuple[Row, ...]:
+    """The table's rows, the control first, then arms as written."""
+    study = comparison.study
+    observed = comparison.observations[study.endpoint.metric]
+    order = sorted(study.arms, key=lambda arm: arm != study.control)
+    return tuple(_row(comparison, arm, observed.values) for arm in order)
+
+
+def _row(comparison: Comparison, arm: str, values: Mapping[str, Mapping[int | str, float | None]]) -> Row:
+    runs = comparison.runs[arm]
+    known = [value for value in values[arm].values() if value is not None]
+    base = values.get(comparison.study.control, {})
+    paired = [
+        (value, base[seed]) for seed, value in values[arm].items() if arm != comparison.study.control and seed in base
+    ]
+    differences = [a - b for a, b in paired if a is not None and b is not None]
+    low, high = _interval(differences)
+    tokens, flops = _fact(runs, "tokens"), _fact(runs, "flops_per_token")
+    seconds = [float(record.facts["seconds"]) for record in runs.values() if _has(record, "seconds")]
+    return Row(
+        arm=arm,
+        n=len(known),
+        diverged=sum(record.status == "diverged" for record in runs.values()),
+        failed=sum(record.status not in ("finished", "diverged") for record in runs.values()),
+        mean=moments(known)[0] if len(known) > 1 else known[0] if known else None,
+        sd=math.sqrt(moments(known)[1]) if len(known) > 1 else None,
+        difference=math.fsum(differences) / len(differences) if differences else None,
+        low=low,
+        high=high,
+        pairs=len(differences),
+        parameters=None if (count := _fact(runs, "parameters")) is None else int(count),
+        tokens=None if tokens is None else int(tokens),
+        seconds=median(seconds) if seconds else None,
+        flops=None if tokens is None or flops is None else tokens * flops,
+    )
+
+
+def _interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's interval of the mean difference at `LEVEL`; None with fewer than 2 pairs."""
+    n = len(differences)
+    if n < 2:
+        return None, None
+    mean, variance = moments(differences)
+    half = student_upper((1 - LEVEL) / 2, n - 1) * math.sqrt(variance / n)
+    return mean - half, mean + half
+
+
+def _has(record: RunRecord, fact: str) -> bool:
+    return isinstance(record.facts.get(fact), int | float)
+
+
+def _fact(runs: Mapping[int, RunRecord], name: str) -> float | None:
+    """The largest: a diverged run has done fewer tokens than the arm's runs do."""
+    return max((float(record.facts[name]) for record in runs.values() if _has(record, name)), default=None)
+
+
+def table(comparison: Comparison, form: Format = "markdown") -> str:
+    """The results table. JSON and CSV hold full precision; the others what is meant to be read."""
+    found = rows(comparison)
+    if form == "json":
+        data = {"study": comparison.study.id, "endpoint": comparison.study.endpoint.dump()}
+        data |= {"rows": [row.dump() for row in found], "verdicts": [item.dump() for item in comparison.verdicts]}
+        return json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    if form == "csv":
+        return _csv(found)
+    digits = _digits(found)
+    heads = _heads(comparison, found)
+    cells = [[text for head, text in zip(_HEADS, _cells(row, digits), strict=True) if head in heads] for row in found]
+    named = [name for head, name in heads.items() if head in _HEADS]
+    return _markdown(named, cells) if form == "markdown" else _latex(named, cells)
+
+
+def verdict_lines(verdicts: Sequence[Verdict]) -> str:
+    """A Markdown table of the claims, and under it a line of reasons each."""
+    head = ["claim", "", "verdict", "effect", "interval", "n", "rho", "more seeds"]
+    cells = [
+        [
+            verdict.claim.id,
+            verdict.claim.text,
+            verdict.status + (" (exploratory)" if verdict.exploratory and verdict.claim.expect != "invalid" else ""),
+            *_effect(verdict),
+            str(verdict.n),
+            "" if verdict.rho is None else f"{verdict.rho:.2f}",
+            "" if verdict.more_seeds is None else str(verdict.more_seeds),
+        ]
+        for verdict in verdicts
+    ]
+    reasons = [f"- **{verdict.claim.id}** {verdict.reason}" for verdict in verdicts]
+    return _markdown(head, cells) + "\n" + "\n".join(reasons) + "\n" if verdicts else ""
+
+
+def _effect(verdict: Verdict) -> tuple[str, str]:
+    if verdict.status == "invalid" or verdict.effect is None:
+        return "", ""
+    if verdict.low is None or verdict.high is None:
+        return f"{verdict.effect:+.4f}", ""
+    digits = _decimals((verdict.high - verdict.low) / 2)
+    return f"{verdict.effect:+.{digits}f}", f"[{verdict.low:+.{digits}f}, {verdict.high:+.{digits}f}]"
+
+
+_HEADS = ("arm", "n", "lost", "mean", "sd", "difference", "interval", "parameters", "tokens", "seconds", "flops")
+
+
+def _heads(comparison: Comparison, found: Sequence[Row]) -> dict[str, str]:
+    """Names of the columns that hold something."""
+    study = comparison.study
+    names = dict(zip(_HEADS, _HEADS, strict=True))
+    names["mean"] = study.endpoint.metric
+    names["difference"] = f"minus {study.control}"
+    names["interval"] = f"{LEVEL:.0%} interval"
+    names["flops"] = "FLOPs"
+    shown = [_cells(row, 4) for row in found]
+    empty = [head for place, head in enumerate(_HEADS) if not any(cells[place] for cells in shown)]
+    return {head: name for head, name in names.items() if head not in empty}
+
+
+def _cells(row: Row, digits: int) -> list[str]:
+    lost = [f"{count} {what}" for count, what in ((row.diverged, "diverged"), (row.failed, "failed")) if count]
+    interval = "" if row.low is None or row.high is None else f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+    return [
+        row.arm,
+        str(row.n),
+        ", ".join(lost),
+        "" if row.mean is None else f"{row.mean:.{digits}f}",
+        "" if row.sd is None else f"{row.sd:.{digits}f}",
+        "" if row.difference is None else f"{row.difference:+.{digits}f}",
+        interval,
+        "" if row.parameters is None else count_text(row.parameters),
+        "" if row.tokens is None else count_text(row.tokens),
+        "" if row.seconds is None else f"{row.seconds:.1f}",
+        "" if row.flops is None else count_text(row.flops),
+    ]
+
+
+def _digits(found: Sequence[Row]) -> int:
+    """Decimals for a column: two digits of the smallest standard deviation that is not 0."""
+    return _decimals(min((row.sd for row in found if row.sd), default=0.001))
+
+
+def _decimals(scale: float) -> int:
+    return 4 if scale <= 0 or not math.isfinite(scale) else min(8, max(0, 1 - math.floor(math.log10(scale))))
+
+
+def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [heads, *cells]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(len(line[place]) for line in escaped) for place in range(len(heads))]
+    left = [place == 0 or not _numeric([line[place] for line in cells]) for place in range(len(heads))]
+    text = [_padded(line, widths, left) for line in escaped]
+    rule = ["-" * width if to_left else "-" * (width - 1) + ":" for width, to_left in zip(widths, left, strict=True)]
+    return "\n".join([text[0], "| " + " | ".join(rule) + " |", *text[1:]]) + "\n"
+
+
+def _padded(line: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
+    cells = (
+        cell.ljust(width) if to_left else cell.rjust(width)
+        for cell, width, to_left in zip(line, widths, left, strict=True)
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _numeric(column: Sequence[str]) -> bool:
+    return all(not cell or cell[0] in "+-0123456789[" for cell in column)
+
+
+def _latex(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A booktabs table."""
+    kinds = "".join("l" if place == 0 else "r" for place in range(len(heads)))
+    lines = [f"\\begin{{tabular}}{{{kinds}}}", "\\toprule", _tex(heads), "\\midrule", *map(_tex, cells)]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "-": "$-$",
+}  # fmt: skip
+
+
+def _tex(line: Sequence[str]) -> str:
+    return " & ".join(_tex_cell(cell) for cell in line) + r" \\"
+
+
+def _tex_cell(cell: str) -> str:
+    # A hyphen is a minus only where a number follows.
+    return "".join(
+        char if char == "-" and not cell[place + 1 : place + 2].isdigit() else _TEX.get(char, char)
+        for place, char in enumerate(cell)
+    )
+
+
+def _csv(found: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(found[0].dump())
+    for row in found:
+        writer.writerow("" if value is None else value for value in row.dump().values())
+    return text.getvalue()

@@ -1,0 +1,232 @@
+"""From records to verdicts: what makes a claim invalid, what is only said, and what is silent on a clean study."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import fake_provenance, fake_record
+from tests.study.planned import TEXT, made_up, run, run_all
+from winnow.errors import InputError
+from winnow.records.run import Finding
+from winnow.records.store import RunStore
+from winnow.study.bridges import Canary, add_canary
+from winnow.study.compare import Comparison, compare
+from winnow.study.spec import Study, parse_study
+
+
+def statuses(found: Comparison) -> list[str]:
+    return [verdict.status for verdict in found.verdicts]
+
+
+def rules(found: Comparison) -> set[str]:
+    return {finding.rule for finding in found.findings}
+
+
+def test_a_clean_study_yields_verdicts_and_no_finding(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store, 8)
+    found = compare(study, store)
+    assert found.findings == ()
+    assert statuses(found)[0] == "supported"
+    assert found.verdicts[0].budget == "at 1000 parameters, 640 tokens, lr 0.004"
+    assert found.verdicts[0].look == 1, "decided at the first crossing"
+    assert found.missing == ()
+    assert found.stale == ()
+
+
+def test_without_a_plan_there_is_nothing_to_compare(tmp_path: Path):
+    study = parse_study(TEXT, tmp_path / "made-up.toml")
+    with pytest.raises(InputError, match="winnow run"):
+        compare(study, RunStore(tmp_path / "winnow-store"))
+
+
+def test_missing_runs_are_named(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store, 3)
+    found = compare(study, store)
+    assert [(key.arm, key.seed) for key in found.missing][:5] == [("control", seed) for seed in range(3, 8)]
+    assert len(found.missing) == 15
+
+
+def test_a_setting_without_effect(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    for seed in range(3):
+        same = {"weights": f"w{seed}", "trace": f"t{seed}", "value": 2.0 + seed / 100}
+        run(study, store, "control", seed, **same)
+        run(study, store, "dead", seed, **same)
+    found = compare(study, store)
+    assert statuses(found) == ["supported", "invalid"]
+    assert "train.clip (- and 1000.0) had no effect" in found.verdicts[1].reason
+    assert rules(found) == {"no-effect"}
+
+
+def test_an_invalid_run_makes_its_claims_invalid(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    dead = Finding(rule="dead-parameter", severity="invalid", message="w never moved", where="w")
+    run(study, store, "good", 1, findings=[dead])
+    found = compare(study, store)
+    assert found.verdicts[0].status == "invalid"
+    assert "dead-parameter in good seed 1: w never moved" in found.verdicts[0].reason
+    assert found.verdicts[1].status != "invalid"
+
+
+def test_an_option_that_is_the_arm_must_be_read(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    unread = Finding(rule="unread-option", severity="warning", message="never read", where="train.clip")
+    run(study, store, "dead", 0, findings=[unread])
+    assert statuses(compare(study, store)) == ["supported", "invalid"]
+    other = unread.model_copy(update={"where": "train.steps"})
+    run(study, store, "dead", 0, findings=[other])
+    found = compare(study, store)
+    assert found.verdicts[1].status != "invalid"
+    assert [finding.message for finding in found.findings] == ["dead, seed 0: never read"]
+
+
+def test_failed_diverged_and_unequal_seeds_are_counted(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    run(study, store, "good", 2, status="failed", error="Traceback\nRuntimeError: no", final={})
+    run(study, store, "dead", 2, status="diverged", final={})
+    found = compare(study, store)
+    assert rules(found) == {"failed-runs", "diverged-runs", "unequal-seeds"}
+    assert "good: seed 2 failed (RuntimeError: no)" in {finding.message for finding in found.findings}
+    assert statuses(found) == ["undecided", "undecided"]
+    assert "diverged" in found.verdicts[1].reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"hardware": "cpu Other 1 thread"}, "mixed-machines"),
+        ({"threads": 2}, "mixed-thread"),
+        ({"packages": {"torch": "9"}}, "mixed-package"),
+        ({"code": "0ther"}, "mixed-code"),
+    ],
+)
+def test_runs_that_were_made_differently(tmp_path: Path, changes: dict[str, Any], rule: str):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    run(study, store, "good", 1, provenance=fake_provenance(**changes))
+    found = compare(study, store)
+    assert rules(found) == {rule}
+    assert {finding.severity for finding in found.findings} == {"warning"}
+    assert found.findings[0].where == f"{tmp_path / 'made-up.toml'}:8"
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("identical", "supported"), ("different", "invalid")])
+def test_a_canary_bridges_versions_of_the_code(tmp_path: Path, outcome: Any, status: str):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    old = run(study, store, "control", 0)
+    run(study, store, "good", 1, provenance=fake_provenance(code="0ther"))
+    canary = Canary(
+        run=old.digest,
+        old=old.provenance.code,
+        new="0ther",
+        outcome=outcome,
+        metric="val/ce",
+        difference=0.0,
+        first_step=None,
+        seed_sd=0.1,
+        at="2026-01-01T00:00:00+00:00",
+    )
+    add_canary(store, canary)
+    found = compare(study, store)
+    assert found.verdicts[0].status == status
+    assert rules(found) == (set() if status == "supported" else {"mixed-code"})
+
+
+def test_validation_data_must_be_the_same(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    run(study, store, "good", 0, facts={"val_digest": "other"})
+    assert statuses(compare(study, store))[0] == "invalid"
+
+
+def test_a_metric_at_a_step(tmp_path: Path):
+    text = TEXT.replace("base.train", 'endpoint = { metric = "val/ce", step = 5 }\nbase.train')
+    study, store = made_up(tmp_path, text)
+    for arm in study.arms:
+        for seed in range(3):
+            value = 3.0 + seed / 10 - (0.5 + seed / 100 if arm == "good" else 0.0 if arm == "control" else seed / 90)
+            run(study, store, arm, seed, 9.0, metrics=[{"step": 0, "val/ce": 5.0}, {"step": 5, "val/ce": value}])
+    verdict = compare(study, store).verdicts[0]
+    assert verdict.effect == pytest.approx(-0.51)
+    run(study, store, "good", 1, 9.0, metrics=[{"step": 0, "val/ce": 5.0}])
+    found = compare(study, store)
+    assert found.verdicts[0].status == "invalid"
+    assert "good seed 1 never measured val/ce at step 5" in found.verdicts[0].reason
+
+
+def test_another_metric_than_the_endpoint(tmp_path: Path):
+    text = TEXT + 'claims.h3 = "good better-than control on val/bpb smallest 0.01"\n'
+    study, store = made_up(tmp_path, text)
+    run_all(study, store)
+    found = compare(study, store)
+    assert statuses(found) == ["supported", found.verdicts[1].status, "invalid"], "val/bpb was never measured"
+    for arm in study.arms:
+        for seed in range(3):
+            record = store.record(found.plan.run(arm, seed))
+            assert record is not None
+            ce = record.final["val/ce"]
+            run(study, store, arm, seed, final={"val/ce": ce, "val/bpb": ce / math.log(2)})
+    assert statuses(compare(study, store))[2] == "supported"
+
+
+RECORDED = """\
+id = "theirs"
+runs = "recorded"
+seeds = [0, 1, 2]
+endpoint = { metric = "loss" }
+arms.control = { lr = 0.1 }
+arms.good = { lr = 0.2 }
+arms.other = { lr = 0.3 }
+claims.h1 = "good better-than control on loss smallest 0.01"
+"""
+
+
+def theirs(study: Study, store: RunStore, arm: str, lr: float, seed: int, loss: float) -> None:
+    fake_record(store, arm, seed, {"loss": loss}, study=study.id, config={"lr": lr}, data="", watched=False, facts={})
+
+
+def test_runs_of_other_programs(tmp_path: Path):
+    study, store = parse_study(RECORDED, tmp_path / "theirs.toml"), RunStore(tmp_path / "winnow-store")
+    assert statuses(compare(study, store)) == ["undecided"], "claimed before the first run"
+    for seed in range(3):
+        theirs(study, store, "control", 0.1, seed, 2.0 + seed / 100)
+        theirs(study, store, "good", 0.2, seed, 1.0 + seed / 90)
+        theirs(study, store, "other", 0.3, seed, 1.5 + seed / 70)
+    found = compare(study, store)
+    assert found.verdicts[0].budget == ""
+    assert not found.verdicts[0].exploratory
+    assert rules(found) == {"unwatched"}
+    theirs(study, store, "good", 0.25, 0, 1.0)
+    found = compare(study, store)
+    assert statuses(found) == ["invalid"]
+    assert {"other-config", "recorded-twice"} <= rules(found)
+
+
+def test_claims_on_recorded_runs_that_came_first_are_exploratory(tmp_path: Path):
+    study, store = parse_study(RECORDED, tmp_path / "theirs.toml"), RunStore(tmp_path / "winnow-store")
+    theirs(study, store, "control", 0.1, 0, 2.0)
+    theirs(study, store, "good", 0.2, 0, 1.0)
+    verdict = compare(study, store).verdicts[0]
+    assert verdict.exploratory
+    assert any("already had results" in note for note in verdict.notes)
+
+
+def test_comparing_needs_no_torch():
+    code = (
+        "import sys, winnow.study.compare, winnow.study.tables, winnow.study.api, winnow.study.canary\n"
+        "assert 'torch' not in sys.modules, 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
