@@ -54,7 +54,7 @@ class Contrast:
     """The claim's id."""
     text: str
     """What is compared, for example "selective - control"."""
-    differences: Mapping[int, float]
+    differences: Mapping[int | str, float]
     """{seed: difference}, in units of the metric."""
     effect: float | None
     low: float | None
@@ -66,10 +66,20 @@ class Contrast:
     status: Literal["supported", "refuted", "undecided", "invalid"] = "undecided"
 
 
-def curves_png(curves: Sequence[Curve], control: str, metric: str, unit: str, title: str) -> bytes:
+def curves_png(
+    curves: Sequence[Curve],
+    control: str,
+    metric: str,
+    unit: str,
+    title: str,
+    *,
+    x_label: str = "training tokens",
+    key: str = "",
+) -> bytes:
     """Two panels: the metric against training tokens, and each arm's paired difference from the control.
 
-    Bands are one standard deviation over seeds. Arms without a finite value are named in the legend's place only.
+    Bands are one standard deviation over seeds; an arm without a finite value is left out. key: a text that the PNG
+    carries, by which its inputs can be told.
     """
     with _style():
         figure = _figure(4.3)
@@ -95,14 +105,14 @@ def curves_png(curves: Sequence[Curve], control: str, metric: str, unit: str, ti
             right.set_axis_off()
         last = max((max(found) for found in bands.values() if found), default=0.0) or 1.0
         for axes in (left, right):
-            _token_axis(axes, last)
-        return _png(figure, title, f"band: ± 1 sd over {_seed_counts(curves)}")
+            _token_axis(axes, last, x_label)
+        return _png(figure, title, f"band: ± 1 sd over {_seed_counts(curves)}", key)
 
 
-def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title: str) -> bytes:
+def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title: str, *, key: str = "") -> bytes:
     """One row per comparison, each on its own scale: seeds as dots, the interval as a bar, the effect as a tick.
 
-    The shaded part is what is smaller than the smallest effect of interest.
+    The shaded part is what is smaller than the smallest effect of interest. key: as in `curves_png`.
     """
     with _style():
         rows = max(len(contrasts), 1)
@@ -115,7 +125,7 @@ def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title
         caption = f"difference in {metric}{f' ({unit})' if unit else ''}; dot: one seed; bar: interval of the verdict"
         if any(contrast.smallest for contrast in contrasts):
             caption += "; shaded: smaller than of interest"
-        return _png(figure, title, caption, left=0.25, right=0.9, top=0.5)
+        return _png(figure, title, caption, key, left=0.25, right=0.9, top=0.5)
 
 
 def band(seeds: Sequence[Mapping[float, float]]) -> Band:
@@ -187,14 +197,14 @@ def _figure(height: float) -> Figure:
 
 
 def _png(
-    figure: Figure, title: str, caption: str, left: float = 0.055, right: float = 0.845, top: float = 0.78
+    figure: Figure, title: str, caption: str, key: str, left: float = 0.055, right: float = 0.845, top: float = 0.78
 ) -> bytes:
     height = figure.get_figheight()
     figure.subplots_adjust(left=left, right=right, top=1 - top / height, bottom=0.62 / height)
     figure.text(0.012, 1 - 0.12 / height, _clip(title, 110), fontsize=11, fontweight="bold", va="top", ha="left")
     figure.text(0.012, 0.10 / height, caption, fontsize=8, color="#5f5f5f", va="bottom", ha="left")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None} | ({"Inputs": key} if key else {}))
     return buffer.getvalue()
 
 
@@ -302,13 +312,13 @@ def _draw_contrast(axes: Axes, contrast: Contrast) -> None:
     axes.text(1.02, 0.5, contrast.status, transform=axes.transAxes, ha="left", va="center", color=colour, weight="bold")
 
 
-def _token_axis(axes: Axes, last: float) -> None:
+def _token_axis(axes: Axes, last: float, label: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens_text(value)))
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlim(0, last)
-    axes.set_xlabel("training tokens", fontsize=8.5)
+    axes.set_xlabel(label, fontsize=8.5)
 
 
 def tokens_text(tokens: float) -> str:

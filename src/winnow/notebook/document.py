@@ -153,7 +153,7 @@ class Document:
         while True:
             pieces = _pieces("\n".join(lines))
             html = [piece.start for piece in pieces if piece.kind == "html_block" and piece.level == 0]
-            found = self._blocks(html, lines)
+            found = _up_to_a_leak(self._blocks(html, lines), pieces)
             if not found:
                 break
             blocks += found
@@ -274,6 +274,14 @@ def _decode(data: bytes, path: Path) -> str:
             line=None if binary else line,
             mend="give a .md notebook or a .toml study" if binary else "save the file as UTF-8",
         ) from None
+
+
+def _up_to_a_leak(blocks: list[Block], pieces: list[_Piece]) -> list[Block]:
+    """The blocks up to the first from which something reaches out: what follows it may have been read wrongly."""
+    for number, block in enumerate(blocks, 1):
+        if any(block.opening_line <= piece.start < block.closing_line < piece.end for piece in pieces):
+            return blocks[:number]
+    return blocks
 
 
 class _Piece(NamedTuple):

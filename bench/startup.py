@@ -1,0 +1,114 @@
+"""CPU time to start commands that only read text or records, against an empty Python program.
+
+    python bench/startup.py [--rounds 7] [--json bench/results/startup.json]
+
+Interleaved, medians. Each command is also checked never to import torch or scipy.stats; its output must be right
+before its time counts. What is promised: at most 0.5 s of CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PROMISE = 0.5
+"""Seconds of CPU time."""
+FORBIDDEN = ("torch", "scipy.stats")
+CSV = "arm,seed,ce\na,0,1.0\na,1,1.1\na,2,1.2\nb,0,0.9\nb,1,1.0\nb,2,1.15\n"
+STUDY = """
+id = "startup"
+seeds = [0, 1, 2]
+base.task = { kind = "corpus", source = "stdlib", context = 32 }
+base.model = { kind = "gpt", d_model = 16, n_layers = 1, n_heads = 2, max_seq_len = 32 }
+base.train = { steps = 10, tokens_per_update = 512, warmup = 2 }
+arms.control = {}
+arms.clip = { train.clip = 100.0 }
+claims.h1 = "clip better-than control on val/ce smallest 0.01"
+"""
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Arguments of each command that is timed."""
+    study = str(folder / "study.toml")
+    return {
+        "--help": ["--help"],
+        "run --help": ["run", "--help"],
+        "judge": ["judge", str(folder / "results.csv"), "--metric", "ce", "--arm", "arm", "--pair", "seed"],
+        "status": ["status", study],
+        "compare": ["compare", study],
+        "why": ["why", study, "h1"],
+        "table": ["table", study],
+    }
+
+
+def cpu_seconds(program: list[str], folder: Path) -> float:
+    """CPU time of one process, user and system. Raises RuntimeError if it ends in error."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(program, cwd=folder, capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode:
+        raise RuntimeError(f"{program} ended with {ended.returncode}: {ended.stderr.decode()}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def imported(arguments: list[str], folder: Path) -> list[str]:
+    """Forbidden modules that a command imports."""
+    program = (
+        "import sys\nfrom winnow.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {FORBIDDEN!r} if m in sys.modules], file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, check=True)
+    return json.loads(ended.stderr.decode().splitlines()[-1].replace("'", '"'))
+
+
+def prepare(folder: Path) -> None:
+    """A study with a plan in its store, and a table of results."""
+    (folder / "results.csv").write_text(CSV)
+    (folder / "study.toml").write_text(STUDY)
+    subprocess.run([*WINNOW, "check", str(folder / "study.toml")], check=True, capture_output=True)
+
+
+WINNOW = [sys.executable, "-c", "from winnow.cli import main; main()"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        timed = commands(folder)
+        for command, arguments in timed.items():
+            found = imported(arguments, folder)
+            if found:
+                raise RuntimeError(f"winnow {command} imports {', '.join(found)}")
+        seconds: dict[str, list[float]] = {"python -c pass": []} | {f"winnow {command}": [] for command in timed}
+        for _ in range(options.rounds):
+            seconds["python -c pass"].append(cpu_seconds([sys.executable, "-c", "pass"], folder))
+            for command, arguments in timed.items():
+                seconds[f"winnow {command}"].append(cpu_seconds([*WINNOW, *arguments], folder))
+    empty = statistics.median(seconds["python -c pass"])
+    rows = {command: statistics.median(times) for command, times in seconds.items()}
+    for command, median in rows.items():
+        verdict = "" if median <= PROMISE else f"  over the promised {PROMISE} s"
+        print(f"{command:22} {median:6.3f} s CPU  {median / empty:5.1f}x{verdict}")
+    if options.json is not None:
+        machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
+        options.json.write_text(json.dumps({**machine, "seconds": rows, "rounds": options.rounds}, indent=1) + "\n")
+    if max(rows.values()) > PROMISE:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What a study will cost and what it can see, before anything runs: `winnow plan`, and the head of `winnow run`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.cli import output
+from winnow.records.provenance import hardware_class
+from winnow.records.run import RunRecord
+from winnow.records.store import RunStore
+from winnow.study.claims import Claim
+from winnow.study.ledger import ledger
+from winnow.study.noise import NoiseKey, Prior
+from winnow.study.plan import Plan
+from winnow.study.planning import plan_design
+from winnow.study.spec import Study
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """Cost of a study and the smallest effect that each claim can show."""
+
+    study: str
+    arms: int
+    looks: tuple[int, ...]
+    recorded: int
+    """Runs of the study that have a result."""
+    missing: tuple[int, ...]
+    """Runs still to do up to each look, if every arm is needed."""
+    tokens: int
+    """Training tokens of the missing runs up to the last look."""
+    seconds: tuple[float, ...] | None
+    """Compute time of the missing runs up to each look, one run at a time; None until a run of each arm was timed."""
+    claims: tuple[ClaimForesight, ...]
+    warnings: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {**vars(self), "claims": [vars(claim) for claim in self.claims]}
+
+
+@dataclass(frozen=True)
+class ClaimForesight:
+    """The smallest effect that a claim detects at the last look with 80 % power."""
+
+    claim: str
+    metric: str
+    seeds: int
+    in_sd: float
+    """In standard deviations of the seeds, were the arms' runs not correlated at all: pairing only helps."""
+    effect: float | None
+    """In units of the metric; None while the noise ledger knows too little."""
+    seed_sd: float | None
+    """What the ledger expects of the seeds."""
+    ledger_arms: int
+    """Arms that this rests on."""
+
+
+def foresee(study: Study, plan: Plan, store: RunStore, *, device: str = "cpu", threads: int = 1) -> Foresight:
+    """Cost and power of a study that has been resolved. The device decides which noise and which speed is known."""
+    arms = [arm for arm in study.arms if arm in plan.arms]
+    digests = {(arm, seed): plan.run(arm, seed) for arm in arms for seed in study.seeds}
+    records = store.records(digests.values())
+    done = {key for key, run in digests.items() if run in records and records[run].status in ("finished", "diverged")}
+    missing = [
+        [(arm, seed) for arm in arms for seed in study.seeds[:look] if (arm, seed) not in done] for look in study.looks
+    ]
+    per_run = {arm: int(plan.arms[arm].facts.get("tokens", 0)) for arm in arms}
+    hardware = hardware_class(device, threads)
+    everything = store.records() if study.claims or missing[-1] else {}
+    speed = {arm: _seconds(plan, arm, list(everything.values()), hardware) for arm in arms}
+    seconds = None
+    if all(speed[arm] is not None for arm, _ in missing[-1]):
+        seconds = tuple(sum(speed[arm] or 0.0 for arm, _ in runs) for runs in missing)
+    known = ledger(everything.values(), dict.fromkeys(claim.metric for claim in study.claims))
+    claims: list[ClaimForesight] = []
+    warnings: list[str] = []
+    for claim in study.claims:
+        prior = known.prior(_key(plan, claim, hardware)) if _key_known(plan, claim) else None
+        found, more = _claim(study, claim, prior)
+        if found is not None:
+            claims.append(found)
+        warnings += more
+    return Foresight(
+        study=study.id,
+        arms=len(study.arms),
+        looks=study.looks,
+        recorded=len(done),
+        missing=tuple(len(runs) for runs in missing),
+        tokens=sum(per_run[arm] for arm, _ in missing[-1]),
+        seconds=seconds,
+        claims=tuple(claims),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def foresight_lines(found: Foresight, *, jobs: int) -> list[str]:
+    """For people."""
+    seeds = ", ".join(map(str, found.looks))
+    lines = [f"  {found.arms} arms, judged at {seeds} seeds each"]
+    first, last = found.missing[0], found.missing[-1]
+    if not last:
+        lines.append(f"  runs: all {found.recorded} are recorded")
+    else:
+        to_do = (
+            str(first)
+            if first == last
+            else f"{first} for the first look, at most {last}"
+            if first
+            else f"at most {last}"
+        )
+        lines.append(f"  runs to do: {to_do} ({found.recorded} recorded), {output.count(found.tokens)} tokens in all")
+        if found.seconds is not None:
+            low, high = (output.duration(seconds / jobs) for seconds in (found.seconds[0], found.seconds[-1]))
+            span = (
+                high if first == last else f"{low} for the first look, at most {high}" if first else f"at most {high}"
+            )
+            lines.append(f"  time: {span}, by the runs that are recorded, {jobs} at once")
+        else:
+            lines.append("  time: not known yet; it is measured before the first run")
+    if found.claims:
+        known = [claim for claim in found.claims if claim.seed_sd is not None]
+        arms = max((claim.ledger_arms for claim in known), default=0)
+        source = f"noise ledger of {arms} arms" if known else "no ledger yet: in seed standard deviations"
+        lines.append(f"  smallest detectable effect, 80 % power, without help from pairing ({source})")
+        lines += output.columns([[claim.claim, _effect(claim), claim.metric] for claim in found.claims], indent="    ")
+    return lines + [f"  note: {text}" for text in found.warnings]
+
+
+def _effect(claim: ClaimForesight) -> str:
+    if claim.effect is not None:
+        return f"{claim.effect:.2g}"
+    return f"{claim.in_sd:.1f} sd" if math.isfinite(claim.in_sd) else "none at one seed"
+
+
+def _claim(study: Study, claim: Claim, prior: Prior | None) -> tuple[ClaimForesight | None, tuple[str, ...]]:
+    if not claim.pairs:
+        return None, ()
+    pairs = {frozenset(pair) for each in study.claims for pair in each.pairs}
+    pairs |= {frozenset((arm, study.control)) for arm in study.arms if arm != study.control}
+    design = plan_design(
+        study.looks,
+        paired=study.rule.paired,
+        pairs=len(pairs),
+        claims=sum(each.confirmatory for each in study.claims),
+        alpha=study.rule.alpha,
+        prior=prior.weight if prior is not None else 0,
+        sd=prior.sd if prior is not None else None,
+        equalities=(claim.within,) if claim.within is not None else (),
+    )
+    found = ClaimForesight(
+        claim=claim.id,
+        metric=claim.metric,
+        seeds=design.seeds,
+        in_sd=design.detectable_in_sd,
+        effect=design.detectable,
+        seed_sd=prior.sd if prior is not None else None,
+        ledger_arms=prior.arms if prior is not None else 0,
+    )
+    return found, design.warnings
+
+
+def _key_known(plan: Plan, claim: Claim) -> bool:
+    return claim.all_arms[0] in plan.arms and "val_digest" in plan.arms[claim.all_arms[0]].facts
+
+
+def _key(plan: Plan, claim: Claim, hardware: str) -> NoiseKey:
+    """Under which the ledger keeps the noise of a claim's arms; as `winnow.study.ledger` does for records."""
+    facts = plan.arms[claim.all_arms[0]].facts
+    return NoiseKey(
+        metric=claim.metric,
+        validation=str(facts["val_digest"]),
+        parameters=NoiseKey.near(int(facts.get("trainable", 0))),
+        tokens=NoiseKey.near(int(facts.get("tokens", 0))),
+        hardware=hardware,
+        deterministic=True,
+    )
+
+
+def _seconds(plan: Plan, arm: str, records: Sequence[RunRecord], hardware: str) -> float | None:
+    """Seconds that a run of this arm took, or one of the same size and budget, on this class of machine; a median."""
+    facts = plan.arms[arm].facts
+    alike = ("flops_per_token", "tokens")
+    times = sorted(
+        float(record.facts["seconds"])
+        for record in records
+        if record.provenance.hardware == hardware
+        and "seconds" in record.facts
+        and all(record.facts.get(name) == facts.get(name) for name in alike)
+    )
+    return times[len(times) // 2] if times else None

@@ -1,0 +1,286 @@
+"""Commands on studies: run, check, status, plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from winnow.cli import options, output
+from winnow.cli.output import finding_line
+from winnow.errors import InputError
+
+if TYPE_CHECKING:
+    from winnow.notebook.execute import Source
+    from winnow.records.run import Finding
+    from winnow.records.store import RunStore
+    from winnow.study.launch import Outcome
+    from winnow.study.plan import Plan
+    from winnow.study.spec import Study
+
+STOPPED = 130
+
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at once. None: one per core, as memory allows."),
+]
+Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of each run.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute the study's own Python files (`use`).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this panel."""
+    for name, command, example in (
+        ("run", run, "winnow run examples/quickstart.toml"),
+        ("check", check, "winnow check notebooks/001-bos.md --only bos-protection"),
+        ("plan", plan, "winnow plan examples/quickstart.toml --set train.steps=1600"),
+        ("status", status, "winnow status examples/quickstart.toml"),
+    ):
+        # `status` without a file has something to say.
+        app.command(
+            name, rich_help_panel=options.STUDIES, epilog=f"Example: {example}", no_args_is_help=name != "status"
+        )(command)
+
+
+def run(
+    file: options.StudyFile,
+    settings: options.Changes = None,
+    jobs: Jobs = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="A..B", help="Only these seeds now.", show_default=False)
+    ] = None,
+    only: options.Only = None,
+    store: options.Store = None,
+    trust: Trust = False,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Run what is missing of a study, judge its claims, write the results. Given again, it runs nothing twice."""
+    from winnow.cli.progress import STOPPING
+
+    source = _open(file, settings, only)
+    wanted = options.seeds_of(seeds)
+    records = options.open_store(store, beside=file)
+    try:
+        from winnow.study.launch import Options, default_jobs
+
+        launch = Options(jobs=jobs, seeds=wanted, device=device, threads=threads, trust=trust)
+        # A mistake in the last study of a notebook is found before the first one has cost anything.
+        plans = [_resolved(study, records, trust) for study in source.studies]
+        bad = False
+        reports: list[dict[str, Any]] = []
+        for study, resolved in zip(source.studies, plans, strict=True):
+            _foretell(study, resolved, records, device, threads, jobs or default_jobs(device))
+            outcome = _launch(study, records, launch)
+            bad |= _conclude(source, study, records, outcome, quiet=as_json, reports=reports)
+            if outcome is not None and outcome.stopped:
+                raise typer.Exit(STOPPED)
+    except KeyboardInterrupt:
+        # Between runs there is nothing to finish; what ran is recorded.
+        output.note(STOPPING)
+        raise typer.Exit(STOPPED) from None
+    if as_json:
+        output.say_json(reports)
+    if bad:
+        raise typer.Exit(1)
+
+
+def check(
+    file: options.StudyFile,
+    settings: options.Changes = None,
+    only: options.Only = None,
+    store: options.Store = None,
+    trust: Trust = False,
+    as_json: options.Json = False,
+) -> None:
+    """Validate a study and audit it without training anything."""
+    source = _open(file, settings, only)
+    records = options.open_store(store, beside=file)
+    reports: list[dict[str, Any]] = []
+    refusals: list[InputError] = []
+    for study in source.studies:
+        findings, refusal = _audited(study, records, trust)
+        reports.append({"study": study.id, "arms": list(study.arms), "findings": [item.dump() for item in findings]})
+        if refusal is not None:
+            refusals.append(refusal)
+        if not as_json:
+            arms, claims = _many(len(study.arms), "arm"), _many(len(study.claims), "claim")
+            output.say(f"{output.bold(study.id)}: {arms}, {claims}, {_many(len(study.seeds), 'seed')}")
+            for item in findings:
+                output.say(f"  {finding_line(item.severity, item.rule, item.message, item.where, item.mend)}")
+            if not findings:
+                output.say("  nothing to remark")
+    if as_json:
+        output.say_json(reports)
+    if refusals:
+        raise refusals[0]
+
+
+def plan(
+    file: options.StudyFile,
+    settings: options.Changes = None,
+    only: options.Only = None,
+    store: options.Store = None,
+    jobs: Jobs = None,
+    trust: Trust = False,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    as_json: options.Json = False,
+) -> None:
+    """What a study will cost, and the smallest effect that each claim can show, before anything runs."""
+    from winnow.cli.foresight import foresee, foresight_lines
+    from winnow.study.launch import default_jobs
+
+    source = _open(file, settings, only)
+    records = options.open_store(store, beside=file)
+    found = [
+        foresee(study, _resolved(study, records, trust), records, device=device, threads=threads)
+        for study in source.studies
+        if study.runs == "winnow"
+    ]
+    if as_json:
+        output.say_json([each.plain() for each in found])
+        return
+    for each in found:
+        output.say(output.bold(each.study))
+        for line in foresight_lines(each, jobs=jobs or default_jobs(device)):
+            output.say(line)
+
+
+def status(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help="A .toml study or a .md notebook; none: every run of the store.", show_default=False
+        ),
+    ] = None,
+    only: options.Only = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """Which runs are finished, running, failed or still to do, and which claims have an answer."""
+    from winnow.cli.standing import say_store, say_studies, store_rows, study_rows
+
+    if file is None:
+        records = options.open_store(store)
+        rows = store_rows(records)
+        if as_json:
+            output.say_json(rows)
+        else:
+            say_store(records, rows)
+        return
+    source = _open(file, None, only)
+    records = options.open_store(store, beside=file)
+    found = [study_rows(study, records) for study in source.studies]
+    if as_json:
+        output.say_json(found)
+    else:
+        say_studies(found)
+
+
+def _open(file: Path, settings: list[str] | None, only: str | None) -> Source:
+    from winnow.notebook.execute import open_source
+
+    return open_source(file, options.changes_of(settings), only)
+
+
+def _resolved(study: Study, records: RunStore, trust: bool) -> Plan:
+    """The study's arms in full: from the store where they have not changed, else anew. Refuses an unsound study."""
+    from winnow.study.plan import Plan, load_plan, stale_arms
+
+    if study.runs == "recorded":
+        return Plan(id=study.id, file=None)
+    stored = load_plan(records, study)
+    if stored is not None and not stale_arms(study, stored):
+        return stored
+    from winnow.study.audit import audit, refuse
+    from winnow.study.resolve import resolve
+
+    resolved = resolve(study, trust=trust).plan
+    refuse(study, audit(study, resolved, stored))
+    return resolved
+
+
+def _foretell(study: Study, resolved: Plan, records: RunStore, device: str, threads: int, jobs: int) -> None:
+    from winnow.cli.foresight import foresee, foresight_lines
+
+    output.note(f"{output.bold(study.id)}{f': {study.question}' if study.question else ''}")
+    if study.runs == "winnow":
+        for line in foresight_lines(foresee(study, resolved, records, device=device, threads=threads), jobs=jobs):
+            output.note(line)
+
+
+def _launch(study: Study, records: RunStore, launch: Any) -> Outcome | None:
+    if study.runs == "recorded":
+        return None
+    from winnow.cli.progress import watching
+    from winnow.study.launch import run_study
+
+    with watching(study.endpoint.metric) as watcher:
+        return run_study(study, records, launch, watcher)
+
+
+def _conclude(
+    source: Source,
+    study: Study,
+    records: RunStore,
+    outcome: Outcome | None,
+    *,
+    quiet: bool,
+    reports: list[dict[str, Any]],
+) -> bool:
+    """Write and say where the study stands; whether a run failed or a verdict is unexpectedly invalid."""
+    from winnow.cli.standing import say_comparison
+    from winnow.cli.verdict_text import unexpectedly_invalid
+    from winnow.cli.writing import write_study
+    from winnow.study.compare import compare, plain
+
+    comparison = compare(study, records) if outcome is None else outcome.comparison
+    written = write_study(source, comparison, records)
+    failed = [] if outcome is None else [str(key) for key in outcome.failed]
+    reports.append(
+        {
+            **plain(comparison),
+            "ran": 0 if outcome is None else len(outcome.ran),
+            "failed": failed,
+            "stopped": outcome is not None and outcome.stopped,
+            "files": [str(path) for path in written.files],
+        }
+    )
+    if not quiet:
+        say_comparison(comparison)
+        output.say()
+        for name in failed:
+            output.say(f"failed: {name}; winnow show {study.id}/... tells why, the same command tries again")
+        output.say("results: " + ", ".join(str(path) for path in written.files))
+        output.say(f"records: {records.root}")
+    for text in written.notes:
+        output.note(f"note: {text}")
+    return bool(failed) or unexpectedly_invalid(comparison.verdicts)
+
+
+def _audited(study: Study, records: RunStore, trust: bool) -> tuple[tuple[Finding, ...], InputError | None]:
+    """Findings of the audit, and why the study is refused; a study that passes has its plan put into the store."""
+    from winnow.study.audit import audit, refuse
+    from winnow.study.launch import register as register_plan
+    from winnow.study.plan import load_plan
+    from winnow.study.resolve import resolve
+
+    if study.runs == "recorded":
+        return (), None
+    resolved = resolve(study, trust=trust).plan
+    found = audit(study, resolved, load_plan(records, study))
+    findings = tuple(item.finding for item in found)
+    try:
+        refuse(study, found)
+    except InputError as error:
+        return findings, error
+    register_plan(study, records, resolved)
+    return findings, None
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

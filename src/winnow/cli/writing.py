@@ -1,0 +1,30 @@
+"""A study's results as files: Markdown and pictures, where they belong."""
+
+from __future__ import annotations
+
+from winnow.notebook.execute import Results, Source, Written, results_path, write_results
+from winnow.notebook.results import results_markdown
+from winnow.records.store import RunStore
+from winnow.study.compare import Comparison
+
+
+def write_study(source: Source, comparison: Comparison, store: RunStore) -> Written:
+    """Write what has changed. Raises InputError if the disk refuses; old results then stand."""
+    pictures = drawn(source, comparison, store)
+    own = results_path(source, comparison.study) != source.path
+    markdown = results_markdown(comparison, pictures, heading=own)
+    return write_results(source, {comparison.study.id: Results(markdown, pictures)}, store.root / "studies")
+
+
+def drawn(source: Source, comparison: Comparison, store: RunStore) -> dict[str, bytes]:
+    """The study's pictures by file name; one that exists and shows the same numbers is not drawn again."""
+    from winnow.analysis.pictures import study_pictures
+
+    present: dict[str, bytes] = {}
+    for kind in ("curves", "differences"):
+        path = source.path.with_name(f"{comparison.study.plan_name}.{kind}.png")
+        try:
+            present[path.name] = path.read_bytes()
+        except OSError:
+            continue  # absent, or unreadable: it is drawn and writing says what is wrong
+    return study_pictures(comparison, store, present)
