@@ -115,3 +115,13 @@ def test_gc_of_unused_runs_leaves_those_of_other_programs(winnow, store: RunStor
     fake_record(store, "mine", 0, study="s", watched=False, data="")
     winnow("gc", "--store", store.root, "--unused-runs", "--yes")
     assert [record.label.arm for record in store.records().values()] == ["mine"]
+
+
+def test_rm_removes_a_damaged_run_for_that_is_its_mend(winnow, store: RunStore):
+    digest = store.digests()[0]
+    for name in ("run.json", "config.json"):
+        (store.path(digest) / name).write_text("{}")
+    ended = winnow("rm", digest, "--store", store.root, "--yes")
+    assert ended.code == 0
+    assert "damaged" in ended.out
+    assert digest not in store.digests()

@@ -113,6 +113,14 @@ def test_runs_that_no_plan_names_are_found_only_when_asked(store: RunStore) -> N
     assert store.digests() == [USED, FOREIGN]
 
 
+def test_a_plan_that_names_no_run_makes_no_run_unused(store: RunStore) -> None:
+    fake_record(store, digest=USED)
+    store.plan_path("s").write_text('{"arms": {}}')
+    with pytest.raises(InputError, match=r"s\.json: names no run"):
+        find_garbage(store, unused_runs=True)
+    assert find_garbage(store) == []
+
+
 def test_a_damaged_record_is_never_taken_for_unused(store: RunStore) -> None:
     fake_record(store, digest=UNUSED)
     (store.path(UNUSED) / "run.json").write_text("{}")

@@ -121,12 +121,16 @@ def _old_checkpoints(folder: Path, digest: str) -> Iterator[Garbage]:
 
 
 def _named_in_plans(store: RunStore) -> frozenset[str]:
-    """Every digest that any plan mentions; a plan that cannot be read stops the search, never empties it."""
+    """Every digest that any plan mentions. A plan that cannot be read, or names no run, stops the search: its runs
+    would all seem unused."""
     named: set[str] = set()
     for path in _entries(store.root / "studies"):
         if path.suffix == ".json" and not path.name.startswith("."):
             with writing(path, "cannot be read"):
-                named.update(_HEXADECIMAL.findall(path.read_text(errors="replace")))
+                found = _HEXADECIMAL.findall(path.read_text(errors="replace"))
+            if not found:
+                raise InputError("names no run", file=path, mend="check its study again (winnow check), or remove it")
+            named.update(found)
     return frozenset(named)
 
 
