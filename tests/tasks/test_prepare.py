@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -19,11 +20,15 @@ import numpy as np
 import pytest
 
 from winnow.errors import InputError
+from winnow.records import files
 from winnow.records.files import FileLock
 from winnow.tasks import BPEConfig, CorpusConfig, ManifestConfig
 from winnow.tasks.prepare import HuggingFaceDataset, Progress, TextFiles, open_tokenizer, prepare_shards
 
 SETTINGS: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 2000, "validation_fraction": 0.3}
+
+
+SHARD_BEGINS = (20240520).to_bytes(4, "little")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -81,10 +86,12 @@ def test_blocks_may_be_documents(tmp_path: Path) -> None:
 
 
 def test_enough_is_enough(source: TextFiles, tmp_path: Path) -> None:
-    manifest = prepare_shards(source, tmp_path / "out", max_tokens=5000, **SETTINGS)
-    training = [entry.tokens for entry in manifest.shards if entry.split == "training"]
-    assert 5000 <= sum(training) < 8000
-    assert 0 < manifest.read < 60
+    for shard_tokens in (2000, 100_000):
+        settings = {**SETTINGS, "shard_tokens": shard_tokens, "max_tokens": 5000}
+        manifest = prepare_shards(source, tmp_path / f"out-{shard_tokens}", **settings)
+        training = [entry.tokens for entry in manifest.shards if entry.split == "training"]
+        assert 5000 <= sum(training) < 9000
+        assert 0 < manifest.read < 60
 
 
 def test_a_tokenizer_file_is_kept_beside_the_shards(source: TextFiles, bpe: Path, tmp_path: Path) -> None:
@@ -157,6 +164,30 @@ def test_killed_processes_leave_nothing_half(source: TextFiles, texts: Path, tmp
                 assert name.endswith((".tmp", ".json")) or found == whole[name]
     prepare_shards(source, folder, **SETTINGS)
     assert content(folder) == whole
+
+
+def test_a_full_disk_leaves_no_half_shard(source: TextFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_shards(source, tmp_path / "whole", **SETTINGS)
+    writes = 0
+
+    def half(descriptor: int, data: bytes) -> None:
+        nonlocal writes
+        writes += data.startswith(SHARD_BEGINS)
+        os.write(descriptor, data if writes < 4 else data[: len(data) // 2])
+        if writes == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", half)
+        with pytest.raises(InputError, match="free some disk space"):
+            prepare_shards(source, tmp_path / "full", **SETTINGS)
+    whole = content(tmp_path / "whole")
+    found = {name: data for name, data in content(tmp_path / "full").items() if name != "manifest.json"}
+    assert found
+    assert all(whole[name] == data for name, data in found.items())
+    (tmp_path / "full" / ".text_train_000001.bin.0123abcd.tmp").write_bytes(b"of a killed process")
+    prepare_shards(source, tmp_path / "full", **SETTINGS)
+    assert content(tmp_path / "full") == whole
 
 
 def test_finished_shards_are_checked_and_not_made_again(source: TextFiles, tmp_path: Path) -> None:
