@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes import fake_record
+
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
+from winnow.study.observations import Better
 from winnow.study.plan import Plan, PlannedArm, save_plan, seen, source_digests, written_digest
 from winnow.study.spec import Study, parse_study
 
-METRICS = {"val/ce": "lower", "val/ppl": "lower", "val/bpb": "lower"}
+METRICS: dict[str, Better] = {"val/ce": "lower", "val/ppl": "lower", "val/bpb": "lower"}
 TEXT = """\
 id = "made-up"
 seeds = [0, 1, 2, 3, 4, 5, 6, 7]

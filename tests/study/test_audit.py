@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tests.study.studies import TEXT, small
+
 from winnow.errors import InputError
 from winnow.study.audit import audit, different_settings, invalid_claims, refuse
 from winnow.study.plan import load_plan, save_plan

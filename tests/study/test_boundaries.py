@@ -1,4 +1,4 @@
-"""Multipliers: the shipped table against the design's published one, Student's t, and Gaussian group-sequential values."""
+"""Multipliers: the shipped table, Student's t, Gaussian group-sequential values, the e-process."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.fakes import fake_provenance, fake_record
 from tests.study.planned import TEXT, made_up, run, run_all
+
 from winnow.errors import InputError
 from winnow.records.run import Finding
 from winnow.records.store import RunStore

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.study.studies import TEXT, small, write_study
+
 from winnow.errors import InputError
 from winnow.study.resolve import merge, resolve
 from winnow.study.spec import load_study
@@ -65,7 +65,7 @@ def test_arms_share_what_they_do_not_set(tmp_path: Path):
     assert control.train.clip == 1.0
     plan = resolved.plan
     assert len({plan.run(arm, seed) for arm in study.arms for seed in study.seeds}) == 15
-    assert plan.arms["control"].facts["parameters"] > 0
+    assert plan.arms["control"].facts["parameters"] == sum(p.numel() for p in control.model.build(256, 16).parameters())
     assert plan.arms["control"].facts["tokens"] == 6 * 64
     assert plan.arms["control"].metrics["val/ce"] == "lower"
 

@@ -165,7 +165,7 @@ _HEADS = ("arm", "n", "lost", "mean", "sd", "difference", "interval", "parameter
 def _heads(comparison: Comparison, found: Sequence[Row]) -> dict[str, str]:
     """Names of the columns that hold something."""
     study = comparison.study
-    names = dict(zip(_HEADS, _HEADS, strict=True))
+    names: dict[str, str] = {head: head for head in _HEADS}
     names["mean"] = study.endpoint.metric
     names["difference"] = f"minus {study.control}"
     names["interval"] = f"{LEVEL:.0%} interval"
@@ -205,7 +205,7 @@ def _decimals(scale: float) -> int:
 def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = [heads, *cells]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(len(line[place]) for line in escaped) for place in range(len(heads))]
+    widths = [max(3, *(len(line[place]) for line in escaped)) for place in range(len(heads))]
     left = [place == 0 or not _numeric([line[place] for line in cells]) for place in range(len(heads))]
     text = [_padded(line, widths, left) for line in escaped]
     rule = ["-" * width if to_left else "-" * (width - 1) + ":" for width, to_left in zip(widths, left, strict=True)]

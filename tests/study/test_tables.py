@@ -1,0 +1,102 @@
+"""Tables: numbers against plain sums, the same bytes for the same records, every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from tests.study.planned import TEXT, made_up, noisy, run, run_all
+
+from winnow.study import api
+from winnow.study.compare import Comparison, compare
+from winnow.study.tables import FORMATS, rows, table, verdict_lines
+
+
+def found(folder: Path) -> Comparison:
+    study, store = made_up(folder, TEXT.replace("arms.dead", "arms.a_b").replace("dead better", "a_b better"))
+    run_all(study, store, 5)
+    run(study, store, "good", 5, status="diverged", final={})
+    run(study, store, "good", 6, status="failed", error="no", final={})
+    return compare(study, store)
+
+
+def test_the_numbers_are_those_of_plain_sums(tmp_path: Path):
+    control, good, _ = rows(found(tmp_path))
+    assert (control.arm, good.arm) == ("control", "good")
+    a, b = [[noisy(arm, seed) for seed in range(5)] for arm in ("good", "control")]
+    assert good.mean == pytest.approx(statistics.mean(a), rel=1e-12)
+    assert good.sd == pytest.approx(statistics.stdev(a), rel=1e-9)
+    assert (good.n, good.pairs, good.diverged, good.failed) == (5, 5, 1, 1)
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert good.difference == pytest.approx(statistics.mean(a) - statistics.mean(b), rel=1e-9)
+    assert (good.low, good.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
+    assert (control.difference, control.pairs) == (None, 0)
+    assert (good.parameters, good.tokens, good.seconds, good.flops) == (1000, 640, 2.0, 6400)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_records_give_the_same_bytes(tmp_path: Path, form: str):
+    comparison = found(tmp_path)
+    assert table(comparison, form) == table(compare(comparison.study, api.RunStore(tmp_path / "winnow-store")), form)  # type: ignore[arg-type]
+    assert table(comparison, form).endswith("\n")  # type: ignore[arg-type]
+
+
+def test_markdown_has_aligned_columns_and_no_empty_ones(tmp_path: Path):
+    comparison = found(tmp_path)
+    lines = table(comparison).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "1 diverged, 1 failed" in lines[3]
+    assert "| minus control" in lines[0].replace("  ", " ")
+    assert lines[1].startswith("| ----")
+    study, store = made_up(tmp_path / "empty")
+    empty = table(compare(study, store))
+    assert empty.splitlines()[0].split() == ["|", "arm", "|", "n", "|"]
+
+
+def test_csv_and_json_hold_full_precision(tmp_path: Path):
+    comparison = found(tmp_path)
+    expected = [row.dump() for row in rows(comparison)]
+    read = list(csv.DictReader(io.StringIO(table(comparison, "csv"))))
+    assert [float(row["mean"]) for row in read] == [row["mean"] for row in expected]
+    assert read[0]["difference"] == ""
+    data = json.loads(table(comparison, "json"))
+    assert data["rows"] == expected
+    assert data["verdicts"][0]["status"] == "supported"
+
+
+def test_latex_escapes_and_has_real_minus_signs(tmp_path: Path):
+    text = table(found(tmp_path), "latex")
+    assert r"a\_b" in text
+    assert "$-$0." in text
+    assert r"95\% interval" in text
+    assert text.count(r"\\") == 4
+
+
+def test_verdict_lines(tmp_path: Path):
+    comparison = found(tmp_path)
+    text = verdict_lines(comparison.verdicts)
+    assert "supported" in text.splitlines()[2]
+    assert text.splitlines()[-1].startswith("- **h2** ")
+    assert verdict_lines(()) == ""
+
+
+def test_the_api_reads_the_same(tmp_path: Path):
+    comparison = found(tmp_path)
+    file = tmp_path / "made-up.toml"
+    file.write_text(TEXT.replace("arms.dead", "arms.a_b").replace("dead better", "a_b better"))
+    opened = api.load_study(file)
+    assert opened.store.root == (tmp_path / "winnow-store").resolve()
+    assert opened.verdicts() == comparison.verdicts
+    results = opened.compare()
+    assert results.verdict("h1").status == "supported"
+    assert len(results.records()) == len(results.rows()) == 17
+    assert {row["arm"] for row in opened.rows()} == {"control", "good", "a_b"}
+    assert results.table() == table(comparison)
+    assert results.summary()[0]["arm"] == "control"
+    assert results.curves()["good"][0] == []
+    assert results.findings() == comparison.findings
