@@ -25,14 +25,12 @@ Source: Radford et al. 2019, section 2.3, with the constants of the released GPT
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from winnow.config import stream
 
@@ -148,24 +146,3 @@ def _normal(key: int, shape: torch.Size) -> Tensor:
     # Philox takes all 63 bits of the key; torch's CPU generator seeds from 32, so two of many streams could meet.
     generator = np.random.Generator(np.random.Philox(key=key))
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
-
-
-class Linear(nn.Module):
-    """x W^T + b with declared parameters: `weight` (d_out, d_in), `bias` (d_out) or none."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def __init__(self, d_in: int, d_out: int, *, bias: bool, weight_spec: ParameterSpec | None = None) -> None:
-        """`weight_spec` defaults to a matrix without slices; slices along the outputs are the bias's too."""
-        super().__init__()
-        weight_spec = weight_spec or spec("matrix", d_in, d_out)
-        declare(self, "weight", (d_out, d_in), weight_spec)
-        if bias:
-            of_outputs = tuple(part for part in weight_spec.slices if part.dim == 0)
-            declare(self, "bias", (d_out,), replace(spec("bias", d_in, d_out), slices=of_outputs))
-        else:
-            self.register_parameter("bias", None)
-
-    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        return F.linear(x, self.weight, self.bias)

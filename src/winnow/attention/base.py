@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from winnow.attention.rope import Rotary
 from winnow.config import Variant
-from winnow.parameters import Linear, head_slices, spec
+from winnow.kernels.linear import Linear
+from winnow.parameters import head_slices, spec
 
 BYTES_PER_STATE_ELEMENT = 4
 """Decoding state is counted in fp32."""

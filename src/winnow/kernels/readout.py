@@ -10,14 +10,16 @@ Hsu et al. 2024 (Liger Kernel), section 3.2. Not for losses that need logits of 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 20
-"""Logits in a chunk: 4 MB in fp32, about a core's own cache."""
+from winnow.kernels.linear import product
+
+CHUNK_ELEMENTS = 1 << 21
+"""Logits in a chunk: 8 MB in fp32, or what `LEAST_ROWS` takes if that is more."""
 LEAST_ROWS = 128
 """Fewer tokens a chunk would leave the matrix products too thin to be fast, however large the vocabulary."""
 
@@ -37,59 +39,67 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Cross entropy of `hidden @ weight.T` against `targets`, nats, in fp32 (fp64 for fp64 inputs).
 
-    `mask` weighs the tokens (None: all 1); the mean divides by the sum of the weights. Under autocast the products
-    run in its dtype, the softmax and all sums in fp32. Differentiable once, with respect to `hidden` and `weight`.
+    `mask` weighs the tokens (None: all 1); the mean divides by the sum of the weights, and is nan if that is 0. Under
+    autocast the products run in its dtype, the softmax and all sums in fp32. Differentiable once, with respect to
+    `hidden` and `weight`.
     """
-    weights = None if mask is None else mask.flatten()
-    if reduction == "mean":
-        share = 1.0 / targets.numel() if weights is None else 1.0 / weights.sum()
-    else:
-        share = 1.0
     device = hidden.device.type
-    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    cast_to = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    weights = None if mask is None else mask.flatten()
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), weights, share, product)
+        total = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), weights, cast_to)
+        if reduction == "sum":
+            return total
+        return total / (targets.numel() if weights is None else weights.sum())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, weights, share, product):
-        N, C = hidden.shape
-        V = weight.shape[0]
-        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, cast_to: torch.dtype
+    ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        h, w = hidden.to(product), weight.to(product)
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        h, w = hidden.to(cast_to), weight.to(cast_to)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        total = hidden.new_zeros((), dtype=exact)
-        rows = chunk_rows(V)
-        for start in range(0, N, rows):
-            part = slice(start, min(start + rows, N))
-            scores = (h[part] @ w.T).to(exact)
+        grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        rows = chunk_rows(weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
             target = targets[part, None]
-            scores = torch.log_softmax(scores, dim=-1)
-            scale = share if weights is None else (weights[part, None] * share)
-            total -= (scores.gather(1, target) * scale).sum()
-            if not (need_hidden or need_weight):
+            logs = torch.log_softmax(product(h[part], w), dim=-1, dtype=exact)
+            of_targets = logs.gather(1, target)
+            total -= (of_targets if weights is None else of_targets * weights[part, None]).sum()
+            if grad_hidden is None and grad_weight is None:
                 continue
-            scores.exp_()
-            scores.scatter_add_(1, target, scores.new_full((1, 1), -1.0).expand_as(target))
-            scores *= scale
-            scores = scores.to(product)
+            # In place: the logits become their own gradient.
+            slope = logs.exp_()
+            slope.scatter_add_(1, target, torch.full_like(of_targets, -1.0))
+            if weights is not None:
+                slope *= weights[part, None]
+            slope = slope.to(cast_to)
             if grad_hidden is not None:
-                if product == hidden.dtype:
-                    torch.mm(scores, w, out=grad_hidden[part])
-                else:  # autocast: products in bf16, gradients in the inputs' own dtypes
-                    grad_hidden[part] = scores @ w
+                grad_hidden[part] = product(slope, w.T)
             if grad_weight is not None:
-                if product == weight.dtype:
-                    grad_weight.addmm_(scores.T, h[part])
+                if cast_to == exact:
+                    grad_weight.addmm_(slope.T, h[part])
                 else:
-                    grad_weight += scores.T @ h[part]
+                    grad_weight += slope.T @ h[part]
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
-    def backward(ctx, grad):
-        gh, gw = ctx.saved_tensors
-        return (None if gh is None else gh * grad), (None if gw is None else gw * grad), None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("the fused readout has no second derivative: use Model.logits and cross_entropy")
+        (grad,) = grads
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad,
+            None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )

@@ -10,7 +10,7 @@ Source: Radford et al. 2019 (GPT-2). No dropout. Initial values: the table in `w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, cast, final
+from typing import Any, Literal, cast, final
 
 from jaxtyping import Float, Int
 from pydantic import PositiveInt, model_validator
@@ -72,7 +72,7 @@ class GPTConfig(ModelConfig):
         return table
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _agree(self) -> GPTConfig:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
         if self.positions == "rotary" and self.d_head % 2:

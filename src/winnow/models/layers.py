@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from winnow.config import Variant
-from winnow.parameters import Linear, declare, spec
+from winnow.kernels.linear import Linear
+from winnow.parameters import declare, spec
 
 EPSILON = 1e-5
 """Added to the variance (LayerNorm) or the mean square (RMSNorm)."""

@@ -25,6 +25,6 @@ def expand(table: dict[str, Any]) -> dict[str, Any]:
     if "preset" not in table:
         return {"kind": "gpt", **table}
     name = table["preset"]
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"preset {name!r} is unknown", mend=nearest(str(name), PRESETS))
     return {**PRESETS[name], **{key: value for key, value in table.items() if key != "preset"}}

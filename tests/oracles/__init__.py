@@ -1,0 +1,1 @@
+"""Independent computations in fp64 and plain loops. Nothing here imports the package."""
