@@ -27,7 +27,9 @@ if sys.argv[1] == "late":
 prepare(THREADS)
 
 CHUNK = 1 << 18
-tiny = torch.full((THREADS * CHUNK,), 1e-39)
+# By their bits: a thread that flushes could not even write 1e-39 down.
+tiny = torch.full((THREADS * CHUNK,), 0x000AE398, dtype=torch.int32).view(torch.float32)
+assert tiny.view(torch.int32).ne(0).all()
 
 def alive():
     # Elements that survive a multiplication, by the pool thread that computed them (the pool cuts evenly).

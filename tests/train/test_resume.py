@@ -117,7 +117,7 @@ def test_a_full_disk_is_named_and_loses_nothing(store: RunStore, text: Path, mon
     digest = identity(config).digest
     assert store.state(digest) == "interrupted"
     resumed_from: list[int] = []
-    monkeypatch.setattr(trainer._Training, "_log", lambda self, line: resumed_from.append(self._loop.step))
+    monkeypatch.setattr(trainer.Training, "_log", lambda self, line: resumed_from.append(self._loop.step))
     record = go_on(store, config)
     assert resumed_from[0] in (4, 8)
     fresh = RunStore(store.root.parent / "fresh")

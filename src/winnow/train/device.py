@@ -29,8 +29,9 @@ def prepare(threads: int) -> None:
 
 def denormals_flushed() -> bool:
     """Whether every thread of the intra-op pool flushes denormals, by computing with some in each of them."""
-    # A pool thread takes at least 32768 elements (at::internal::GRAIN_SIZE).
-    tiny = torch.full((65536 * torch.get_num_threads(),), 1e-39)
+    # By their bits (1e-39): a thread that flushes could not even write the number down. A pool thread takes at least
+    # 32768 elements (at::internal::GRAIN_SIZE).
+    tiny = torch.full((65536 * torch.get_num_threads(),), 0x000AE398, dtype=torch.int32).view(torch.float32)
     return not bool((tiny * 1.0).view(torch.int32).any())
 
 

@@ -79,7 +79,7 @@ def train(
     torch.set_flush_denormal(True)  # of this thread; `device.prepare` reaches the others, in a process of their own
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked):
-        return _Training(config, run, seed, device, on_progress).go(stop)
+        return Training(config, run, seed=seed, device=device, on_progress=on_progress).go(stop)
 
 
 @dataclass
@@ -104,11 +104,14 @@ class _Tally:
         return cls(**{**data, "findings": [Finding.model_validate(item) for item in data["findings"]]})
 
 
-class _Training:
+class Training:
+    """A run that is being trained: `go` does all of it, `advance` one row of its journal."""
+
     def __init__(
         self,
         config: RunConfig,
         run: OpenRun,
+        *,
         seed: int,
         device: torch.device,
         on_progress: Callable[[Progress], None],
@@ -185,13 +188,14 @@ class _Training:
     # Running
 
     def go(self, stop: Callable[[], bool]) -> RunRecord:
+        """Train to the end, or until `stop` says so; see `train`."""
         train, loop = self.config.train, self._loop
         if self._tally.outcome is not None:
             return self._finish(self._tally.outcome)
         if loop.step == 0 and not denormals_flushed():
             self._note("denormals", "notice", "not every thread flushes denormals: steps may be slow", "threads")
         while loop.step < train.steps:
-            if not self._advance():
+            if not self.advance():
                 return self._end("diverged")
             stopping = stop()
             if loop.step < train.steps and (stopping or self._checkpoint_due()):
@@ -208,7 +212,7 @@ class _Training:
             self._add(finding)
         return self._end("finished")
 
-    def _advance(self) -> bool:
+    def advance(self) -> bool:
         """One row of the journal; False if the run has diverged."""
         loop, tally = self._loop, self._tally
         step = loop.step
