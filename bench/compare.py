@@ -1,6 +1,6 @@
 """`compare` over 1,000 recorded runs: at most 3 seconds, in a fresh process.
 
-    python bench/compare.py [--runs 1000]
+    python -m bench.compare [--runs 1000]        from the root of the repository
 
 The gate is correctness: every claim must get the verdict that its planted effect deserves, or nothing is timed. The
 first comparison reads every record and builds the store's index, the second finds the index; both are reported, the
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from tests.fakes import fake_record
+
 from winnow.records.store import RunStore
 from winnow.study.plan import Plan, PlannedArm, save_plan, written_digest
 from winnow.study.spec import Study, parse_study
@@ -54,9 +55,7 @@ def plan_of(study: Study) -> Plan:
     for name, table in study.arms.items():
         config = {key: dict(value) for key, value in table.items()}
         written = written_digest(study, name, {})
-        arms[name] = PlannedArm(
-            written=written, config=config, identity=config, data="d", metrics={"val/ce": "lower"}
-        )
+        arms[name] = PlannedArm(written=written, config=config, identity=config, data="d", metrics={"val/ce": "lower"})
     return Plan(id=study.id, file=None, arms=arms)
 
 

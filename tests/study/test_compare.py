@@ -91,10 +91,20 @@ def test_an_option_that_is_the_arm_must_be_read(tmp_path: Path):
     assert [finding.message for finding in found.findings] == ["dead, seed 0: never read"]
 
 
+def test_seeds_that_looks_left_out_are_no_finding(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store, 3)
+    for seed in range(3, 8):
+        run(study, store, "control", seed)
+        run(study, store, "dead", seed)
+    assert compare(study, store).findings == ()
+
+
 def test_failed_diverged_and_unequal_seeds_are_counted(tmp_path: Path):
     study, store = made_up(tmp_path)
     run_all(study, store)
     run(study, store, "good", 2, status="failed", error="Traceback\nRuntimeError: no", final={})
+    run(study, store, "good", 3)
     run(study, store, "dead", 2, status="diverged", final={})
     found = compare(study, store)
     assert rules(found) == {"failed-runs", "diverged-runs", "unequal-seeds"}
@@ -107,8 +117,8 @@ def test_failed_diverged_and_unequal_seeds_are_counted(tmp_path: Path):
     ("changes", "rule"),
     [
         ({"hardware": "cpu Other 1 thread"}, "mixed-machines"),
-        ({"threads": 2}, "mixed-thread"),
-        ({"packages": {"torch": "9"}}, "mixed-package"),
+        ({"threads": 2}, "mixed-threads"),
+        ({"packages": {"torch": "9"}}, "mixed-packages"),
         ({"code": "0ther"}, "mixed-code"),
     ],
 )
@@ -209,6 +219,8 @@ def test_runs_of_other_programs(tmp_path: Path):
     assert found.verdicts[0].budget == ""
     assert not found.verdicts[0].exploratory
     assert rules(found) == {"unwatched"}
+    theirs(study, store, "good", 0.2, 3, 1.0)
+    assert rules(compare(study, store)) == {"unwatched"}, "no seed of the study"
     theirs(study, store, "good", 0.25, 0, 1.0)
     found = compare(study, store)
     assert statuses(found) == ["invalid"]

@@ -32,7 +32,8 @@ def test_worked_example_unpaired() -> None:
 
 def test_worked_example_paired() -> None:
     differences = [a - b for a, b in zip(A, BASE, strict=True)]
-    found = paired_contrast(differences, [(0.0008**2, 2), (0.0008**2, 2)], FIRST_OF_THREE)
+    # The published multiplier, 2.89, takes the other pairs' sd as known: so many runs stand behind it here.
+    found = paired_contrast(differences, [[(0.0008**2, 200)]], FIRST_OF_THREE)
     (spread,) = found.spreads
     assert spread.error * math.sqrt(3) == pytest.approx(0.00075, abs=1e-5)
     assert spread.factor(0.05) == pytest.approx(2.89, abs=0.01)
@@ -78,6 +79,19 @@ def test_pooling_over_the_studys_arms_is_a_pooled_t_test() -> None:
     assert found.half_width(0.05) == pytest.approx(half, rel=1e-9)
 
 
+def test_scarce_lenders_widen_the_interval() -> None:
+    """The fewer runs stand behind what is lent, the larger the multiplier; too few lend nothing."""
+    differences = [-0.9, -1.0, -1.2]
+    halves = [
+        paired_contrast(differences, [[(0.01, degrees)]], FIRST_OF_THREE).half_width(0.05)
+        for degrees in (200, 10, 6, 4, 2)
+    ]
+    assert halves == sorted(halves)
+    assert len(set(halves)) == len(halves)
+    alone = paired_contrast(differences, [], FIRST_OF_THREE).half_width(0.05)
+    assert paired_contrast(differences, [[(0.01, 1)]], FIRST_OF_THREE).half_width(0.05) == alone
+
+
 def test_guard_takes_the_wider_interval() -> None:
     noisy, quiet = [0.0, 3.0, -3.0], [0.0, 0.1, -0.1]
     prior = Prior(variance=1.0, degrees=12.0, arms=9)
@@ -88,14 +102,14 @@ def test_guard_takes_the_wider_interval() -> None:
     alone = unpaired_contrast(noisy, quiet, None, [], FIRST_OF_THREE)
     assert found.half_width(0.05) == alone.half_width(0.05)
     assert unpaired_contrast(quiet, quiet, prior, [], FIRST_OF_THREE).guard.fired is False  # type: ignore[union-attr]
-    paired = paired_contrast(noisy, [(1.0, 2), (1.0, 2)], FIRST_OF_THREE)
+    paired = paired_contrast(noisy, [[(1.0, 2), (1.0, 2)]], FIRST_OF_THREE)
     assert paired.guard is not None
     assert paired.guard.limit == pytest.approx(stats.f.ppf(0.8, 2, 4))
     assert paired.half_width(0.05) == paired_contrast(noisy, [], FIRST_OF_THREE).half_width(0.05)
 
 
 def test_no_noise_no_interval() -> None:
-    assert paired_contrast([0.1], [(1.0, 4)], FIRST_OF_THREE).half_width(0.05) == math.inf
+    assert paired_contrast([0.1], [[(1.0, 4)]], FIRST_OF_THREE).half_width(0.05) == math.inf
     # Differences that are all equal have no variance of their own; nothing lends any.
     assert paired_contrast([0.1, 0.1, 0.1], [], FIRST_OF_THREE).half_width(0.05) == math.inf
     assert unpaired_contrast([0.1], [0.2, 0.3], None, [], FIRST_OF_THREE).half_width(0.05) == math.inf

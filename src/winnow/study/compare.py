@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from winnow.config import canonical_json
 from winnow.errors import InputError
-from winnow.records.run import Finding, RunRecord
+from winnow.records.run import Finding, RunRecord, Severity
 from winnow.records.store import RunStore
 from winnow.study.bridges import bridged, canaries
 from winnow.study.budget import budget_of
-from winnow.study.claims import Claim
 from winnow.study.events import RunKey
 from winnow.study.ledger import arm_identity, ledger, noise_key
 from winnow.study.noise import Prior
@@ -268,46 +266,48 @@ def _unsound(study: Study, ended: Runs) -> Iterator[Unsound]:
 
 
 def _unlike(study: Study, ended: Runs, store: RunStore) -> Iterator[Unsound]:
-    """Runs of one claim that were made or measured differently."""
+    """Runs of one claim that were made or measured differently; what is true of several claims is said once."""
+    found: dict[tuple[str, str, str | None, Severity], list[str]] = {}
     for claim in study.claims:
         records = [record for arm in claim.all_arms for record in ended[arm].values()]
-        where = study.lines.where(("claims", claim.id))
         if len({record.facts.get("val_digest") for record in records}) > 1 and claim.metric != "val/bpb":
-            message = f"the runs of claim {claim.id} were measured on different validation data"
-            finding = Finding(rule="not-comparable", severity="invalid", message=message, where=where)
-            yield finding, (claim.id,)
+            key = ("not-comparable", "were measured on different validation data", None, "invalid")
+            found.setdefault(key, []).append(claim.id)
         versions = sorted({record.provenance.code for record in records})
-        if len(versions) > 1:
-            finding = _mixed_code(claim, versions, [record.digest for record in records], where, store)
-            if finding is not None:
-                yield finding, (claim.id,) if finding.severity == "invalid" else ()
-        for what, values in (
-            ("machines", {record.provenance.hardware for record in records}),
-            ("thread counts", {str(record.provenance.threads) for record in records}),
-            ("package versions", {canonical_json(record.provenance.packages) for record in records}),
+        code = _mixed_code(versions, [record.digest for record in records], store) if len(versions) > 1 else None
+        if code is not None:
+            found.setdefault(code, []).append(claim.id)
+        for rule, values in (
+            ("mixed-machines", {record.provenance.hardware for record in records}),
+            ("mixed-threads", {str(record.provenance.threads) for record in records}),
+            ("mixed-packages", {_versions(record) for record in records}),
         ):
             if len(values) > 1:
-                shown = "" if what == "package versions" else f": {', '.join(sorted(values))}"
-                message = f"the runs of claim {claim.id} mix {what}{shown}"
-                rule = f"mixed-{what.split()[0]}"
-                yield Finding(rule=rule, severity="warning", message=message, where=where), ()
+                what = f"mix {rule.removeprefix('mixed-')}: {' and '.join(sorted(values))}"
+                found.setdefault((rule, what, None, "warning"), []).append(claim.id)
+    for (rule, what, mend, severity), claims in found.items():
+        message = f"the runs of claim{'s' if len(claims) > 1 else ''} {', '.join(claims)} {what}"
+        where = study.lines.where(("claims", claims[0]))
+        finding = Finding(rule=rule, severity=severity, message=message, where=where, mend=mend)
+        yield finding, tuple(claims) if severity == "invalid" else ()
+
+
+def _versions(record: RunRecord) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(record.provenance.packages.items()))
 
 
 def _mixed_code(
-    claim: Claim, versions: list[str], digests: list[str], where: str | None, store: RunStore
-) -> Finding | None:
+    versions: list[str], digests: list[str], store: RunStore
+) -> tuple[str, str, str | None, Severity] | None:
     """Nothing where canaries join all these versions of the code; invalid where one says that they differ."""
     joined, differs = bridged(canaries(store, digests), versions)
     if joined:
         return None
-    shown = ", ".join(version[:8] for version in versions)
-    message = f"the runs of claim {claim.id} mix versions of the code ({shown})"
+    what = f"mix versions of the code ({', '.join(version[:8] for version in versions)})"
     if differs:
-        message += ", and a canary shows that they do not give the same numbers"
-        mend = "remove the older runs and run them again"
-        return Finding(rule="mixed-code", severity="invalid", message=message, where=where, mend=mend)
-    mend = "`winnow canary` tells whether they may be compared"
-    return Finding(rule="mixed-code", severity="warning", message=message, where=where, mend=mend)
+        what += ", and a canary shows that they do not give the same numbers"
+        return "mixed-code", what, "remove the older runs and run them again", "invalid"
+    return "mixed-code", what, "`winnow canary` tells whether they may be compared", "warning"
 
 
 # What is said beside the verdicts
@@ -358,12 +358,13 @@ def _health(arm: str, by_seed: Mapping[int, RunRecord]) -> Iterator[Finding]:
 
 
 def _unequal(study: Study, runs: Runs) -> Iterator[Finding]:
-    """Arms of a claim that do not have the same seeds: pairs are then fewer than runs."""
+    """Arms of a claim whose seeds differ, other than by the looks: those give some arms the first few only."""
     for claim in study.claims:
         have = {arm: {seed for seed, record in runs[arm].items() if _has_result(record)} for arm in claim.all_arms}
-        if len({frozenset(seeds) for seeds in have.values()}) > 1 and all(have.values()):
+        common = len(set.intersection(*have.values()))
+        fewest = max(map(len, have.values())) if study.runs == "recorded" else min(map(len, have.values()))
+        if common < fewest and all(have.values()):
             counts = ", ".join(f"{arm} {len(seeds)}" for arm, seeds in have.items())
-            common = len(set.intersection(*have.values()))
             message = f"the arms of claim {claim.id} have unequal seeds ({counts}): {common} are common"
             where = study.lines.where(("claims", claim.id))
             yield Finding(rule="unequal-seeds", severity="notice", message=message, where=where)
