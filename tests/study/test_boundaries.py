@@ -86,7 +86,7 @@ def test_more_levels_from_the_same_draws_and_never_more_than_alpha() -> None:
     loose, tight = simulate(design, [0.05, 0.01], draws=50_000)
     assert all(b > a for a, b in zip(loose, tight, strict=True))
     assert loose == simulate(design, [0.05], draws=50_000)[0]
-    statistics = boundaries._null_statistics(design, 50_000, 0)
+    statistics, _ = boundaries._null_statistics(design, 50_000, 0)
     assert (statistics >= np.array(loose)[:, None]).any(0).mean() <= 0.05
 
 

@@ -83,13 +83,13 @@ def test_scarce_lenders_widen_the_interval() -> None:
     """The fewer runs stand behind what is lent, the larger the multiplier; too few lend nothing."""
     differences = [-0.9, -1.0, -1.2]
     halves = [
-        paired_contrast(differences, [[(0.01, degrees)]], FIRST_OF_THREE).half_width(0.05)
+        paired_contrast(differences, [[(0.04, degrees)]], FIRST_OF_THREE).half_width(0.05)
         for degrees in (200, 10, 6, 4, 2)
     ]
     assert halves == sorted(halves)
     assert len(set(halves)) == len(halves)
     alone = paired_contrast(differences, [], FIRST_OF_THREE).half_width(0.05)
-    assert paired_contrast(differences, [[(0.01, 1)]], FIRST_OF_THREE).half_width(0.05) == alone
+    assert paired_contrast(differences, [[(0.04, 1)]], FIRST_OF_THREE).half_width(0.05) == alone
 
 
 def test_guard_takes_the_wider_interval() -> None:

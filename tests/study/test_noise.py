@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_fit_prior_solves_its_equations() -> None:
     variance, weight = fit_prior(zip(sample.tolist(), degrees.tolist(), strict=True))
     e = np.log(sample) - special.digamma(degrees / 2) + np.log(degrees / 2)
     excess = e.var(ddof=1) - special.polygamma(1, degrees / 2).mean()
-    half = optimize.brentq(lambda x: float(special.polygamma(1, x)) - excess, 1e-3, 1e6)
+    half: Any = optimize.brentq(lambda x: float(special.polygamma(1, x)) - excess, 1e-3, 1e6)
     assert weight == pytest.approx(2 * half, rel=1e-6)
     assert math.log(variance) == pytest.approx(e.mean() + special.digamma(half) - math.log(half), abs=1e-9)
 

@@ -20,7 +20,7 @@ from winnow.study.events import RunKey
 from winnow.study.ledger import arm_identity, ledger, noise_key
 from winnow.study.noise import Prior
 from winnow.study.observations import Better, Observations
-from winnow.study.plan import Plan, exploratory, load_plan, now, save_plan, seen, stale_arms
+from winnow.study.plan import Plan, exploratory, load_plan, now, plan_lock, save_plan, seen, stale_arms
 from winnow.study.spec import Study
 from winnow.study.verdict import Verdict, judge_claims
 from winnow.train import health
@@ -70,11 +70,25 @@ def compare(study: Study, store: RunStore) -> Comparison:
             raise InputError(f"study {study.id!r} has no plan in {store.root}", file=study.file, mend=mend)
         plan = Plan(id=study.id, file=None if study.file is None else str(study.file.resolve()))
     found, problems = find_runs(study, plan, store)
-    results = {(arm, seed): _ended(record) for arm, by_seed in found.items() for seed, record in by_seed.items()}
-    noted = seen(study, plan, results, now())
+    noted = _noted(study, plan, found)
     if noted != plan:
-        save_plan(store, study, noted)
+        with plan_lock(store, study):
+            noted = _noted(study, load_plan(store, study) or plan, found)
+            save_plan(store, study, noted)
     return judge(study, noted, found, store, problems)
+
+
+def _noted(study: Study, plan: Plan, runs: Runs) -> Plan:
+    return seen(study, plan, _times(runs), now())
+
+
+def _times(runs: Runs) -> dict[tuple[str, int], str]:
+    return {
+        (arm, seed): record.provenance.started
+        for arm, by_seed in runs.items()
+        for seed, record in by_seed.items()
+        if _has_result(record)
+    }
 
 
 def find_runs(study: Study, plan: Plan, store: RunStore) -> tuple[dict[str, dict[int, RunRecord]], list[Finding]]:
@@ -93,13 +107,7 @@ def find_runs(study: Study, plan: Plan, store: RunStore) -> tuple[dict[str, dict
 
 def result_times(study: Study, store: RunStore, plan: Plan) -> dict[tuple[str, int], str]:
     """When each run that has a result was made, by arm and seed."""
-    runs, _ = find_runs(study, plan, store)
-    return {
-        (arm, seed): _ended(record)
-        for arm, by_seed in runs.items()
-        for seed, record in by_seed.items()
-        if _has_result(record)
-    }
+    return _times(find_runs(study, plan, store)[0])
 
 
 def _recorded(study: Study, store: RunStore) -> tuple[dict[str, dict[int, RunRecord]], list[Finding]]:
@@ -181,10 +189,6 @@ def judged_looks(study: Study, plan: Plan) -> tuple[int, ...]:
 
 def _has_result(record: RunRecord) -> bool:
     return record.status in ("finished", "diverged")
-
-
-def _ended(record: RunRecord) -> str:
-    return record.provenance.started
 
 
 def _better(study: Study, plan: Plan, metric: str) -> Better:

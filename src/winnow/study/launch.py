@@ -37,7 +37,7 @@ from winnow.study.events import (
     RunEnded,
     RunKey,
 )
-from winnow.study.plan import Plan, load_plan, now, rewritten, save_plan, seen
+from winnow.study.plan import Plan, load_plan, now, plan_lock, rewritten, save_plan, seen
 from winnow.study.resolve import resolve
 from winnow.study.spec import Study
 from winnow.study.workers import WORKER
@@ -93,16 +93,17 @@ def run_study(
 
 
 def register(study: Study, store: RunStore, plan: Plan) -> Plan:
-    """Put a resolved study's plan, with the history of the one before it, into the store and return it."""
-    at = now()
-    stored = load_plan(store, study)
-    if stored is not None:
-        digests = [run for arm in stored.arms.values() for run in arm.runs.values()]
-        ended = {run for run, record in store.records(digests).items() if record.status != "failed"}
-        plan = rewritten(study, stored, plan, ended, at)
-    plan = seen(study, plan, result_times(study, store, plan), at)
-    save_plan(store, study, plan)
-    return plan
+    """Put freshly resolved arms into the store's plan, with its history and the claims as they stand. Returns it."""
+    with plan_lock(store, study):
+        at = now()
+        stored = load_plan(store, study)
+        if stored is not None:
+            digests = [run for arm in stored.arms.values() for run in arm.runs.values()]
+            ended = {run for run, record in store.records(digests).items() if record.status != "failed"}
+            plan = rewritten(study, stored, plan, ended, at)
+        plan = seen(study, plan, result_times(study, store, plan), at)
+        save_plan(store, study, plan)
+        return plan
 
 
 class _Launch:
@@ -216,12 +217,11 @@ class _Launch:
             message["preflight_steps"] = preflight
         return Job(key, message, identity)
 
-    # The plan
-
     def _start(self) -> None:
         """Freeze the claims: the first run is about to start."""
-        if self.plan.started is None:
-            self.plan = self.plan.replace({"started": now()})
+        with plan_lock(self.store, self.study):
+            current = load_plan(self.store, self.study) or self.plan
+            self.plan = current if current.started else current.replace({"started": now()})
             save_plan(self.store, self.study, self.plan)
 
     # Preflight

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from winnow.config import Config, canonical_json, digest, input_errors, run_digest
 from winnow.errors import InputError
-from winnow.records.files import inside, read_json, write_json
+from winnow.records.files import FileLock, inside, read_json, write_json
 from winnow.records.store import RunStore
 from winnow.study.claims import Claim
 from winnow.study.spec import Study
@@ -124,6 +124,12 @@ def save_plan(store: RunStore, study: Study, plan: Plan) -> None:
         for name, arm in plan.arms.items()
     }
     write_json(store.plan_path(study.plan_name), plan.replace({"arms": arms}).dump())
+
+
+def plan_lock(store: RunStore, study: Study) -> FileLock:
+    """Held while a plan is read, changed and written, so that two launchers lose nothing of each other's."""
+    path = store.plan_path(study.plan_name)
+    return FileLock(path.with_name(f".{path.stem}.lock"))
 
 
 def source_digests(study: Study) -> dict[str, str]:
