@@ -16,18 +16,20 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from winnow.study.distributions import student_cdf, student_upper
+from winnow.study.distributions import f_quantile, student_cdf, student_upper
 
 DRAWS = 400_000
 SHIPPED_DRAWS = 2_000_000
 CHUNK = 50_000
 """Draws are generated in blocks of this many, so that memory stays below some 10 MB per arm and 16 seeds."""
+GUARD_QUANTILE = 0.80
+"""A pair whose variance exceeds this quantile of F against what is lent to it is also judged by its own noise alone."""
 EFFECT_VARIANCE = 4.0
 """Prior variance, in units of the seed variance, of the effect that an e-process bets on."""
 
@@ -37,8 +39,9 @@ class Design:
     """Fixes the null distribution of T.
 
     sizes: seeds of A and of B at each look so far (equal when paired); `last` and `declared` set the fractions.
-    prior: d0, whole degrees of freedom lent by a prior. pooled: degrees of freedom of other arms whose variance is
-    pooled, at each look (empty: none).
+    prior: d0, whole degrees of freedom lent by a prior. lenders: how many other pairs, with the same seeds and the same
+    control, that prior is the mean variance of (0: it is known). pooled: degrees of freedom of other arms whose
+    variance is pooled, at each look (empty: none).
     """
 
     paired: bool
@@ -47,6 +50,7 @@ class Design:
     last: int
     prior: int = 0
     pooled: tuple[int, ...] = ()
+    lenders: int = 0
 
     @property
     def standard(self) -> bool:
@@ -63,7 +67,7 @@ def multiplier(design: Design, alpha: float) -> float:
     """c of the design's latest look at two-sided level `alpha`; infinite where no variance can be estimated."""
     if design.degrees() <= design.prior:
         return math.inf
-    if len(design.declared) == 1 and design.declared[0] == design.last:
+    if not design.lenders and len(design.declared) == 1 and design.declared[0] == design.last:
         return student_upper(alpha / 2, design.degrees())
     return bounds(design, alpha)[-1]
 
@@ -92,21 +96,30 @@ def simulate(design: Design, alphas: Sequence[float], draws: int = DRAWS, seed: 
     Standard normal runs under "no effect, prior exactly right"; at each look the largest |T| still alive are cut
     until alpha·f² of all draws are spent, rounded down so that never more than alpha is.
     """
-    statistics = _null_statistics(design, draws, seed)
-    return [_cut(statistics, design, alpha, draws) for alpha in alphas]
+    statistics, own = _null_statistics(design, draws, seed)
+    return [_cut(statistics, own, design, alpha, draws) for alpha in alphas]
 
 
-def _null_statistics(design: Design, draws: int, seed: int) -> Any:
-    """|T|, (looks, draws)."""
+def _null_statistics(design: Design, draws: int, seed: int) -> tuple[Any, Any]:
+    """|T|, (looks, draws), and with lenders |T| from the pair's own noise: infinite where the guard is silent."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
     arms = 1 if design.paired else 2
     longest = [max(size[arm] for size in design.sizes) for arm in range(arms)]
     found = np.empty((len(design.sizes), draws))
+    own = np.full(found.shape, np.inf) if design.lenders else None
     for start in range(0, draws, CHUNK):
         count = min(CHUNK, draws - start)
         runs = [generator.standard_normal((count, n)) for n in longest]
+        lenders = []
+        if design.lenders:
+            # Differences from one control, in units of their sd: correlated by one half.
+            control = generator.standard_normal((count, longest[0]))
+            lenders = [
+                (generator.standard_normal((count, longest[0])) - control) / 2**0.5 for _ in range(design.lenders)
+            ]
+            runs = [(runs[0] - control) / 2**0.5]
         # Sums of squares of the pooled arms: independent of everything else, growing look by look.
         steps = [after - before for before, after in zip((0, *design.pooled), design.pooled or (0,), strict=False)]
         extra = np.zeros(count)
@@ -120,24 +133,36 @@ def _null_statistics(design: Design, draws: int, seed: int) -> Any:
                 squares = squares + ((seen - mean[:, None]) ** 2).sum(1)
                 difference = difference + (mean if arm == 0 else -mean)
                 per_run += 1 / size[arm]
+            squares_of_own = squares - design.prior
+            if lenders:
+                variances = [pair[:, : size[0]].var(1, ddof=1) if size[0] > 1 else np.ones(count) for pair in lenders]
+                lent = sum(variances) / len(lenders)
+                if own is not None and size[0] > 1:
+                    variance = squares_of_own / (size[0] - 1)
+                    limit = f_quantile(GUARD_QUANTILE, size[0] - 1, design.lenders * (size[0] - 1))
+                    alone = np.abs(difference) / np.sqrt(variance * per_run)
+                    own[look, start : start + count] = np.where(variance > limit * lent, alone, np.inf)
+                squares = squares_of_own + design.prior * lent
             degrees = design.degrees(look)
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = np.abs(difference) / np.sqrt(squares / degrees * per_run)
             found[look, start : start + count] = t if degrees > design.prior else 0.0
-    return found
+    return found, own
 
 
-def _cut(statistics: Any, design: Design, alpha: float, draws: int) -> tuple[float, ...]:
+def _cut(statistics: Any, own: Any, design: Design, alpha: float, draws: int) -> tuple[float, ...]:
     import numpy as np
 
     alive = np.ones(draws, bool)
     used, found = 0, []
+    # Where the guard speaks the pair's own interval must agree, at its own multiplier.
+    alone = bounds(replace(design, prior=0, lenders=0), alpha) if own is not None else ()
     for look, n in enumerate(design.declared):
         budget = math.floor(alpha * (n / design.last) ** 2 * draws + 1e-9) - used
         if design.degrees(look) <= design.prior or budget < 1:
             found.append(math.inf)
             continue
-        t = statistics[look]
+        t = statistics[look] if own is None else np.where(own[look] < alone[look], 0.0, statistics[look])
         left = t[alive]
         c = float(np.partition(left, -budget)[-budget]) if budget <= left.size else 0.0
         hit = alive & (t >= c)
@@ -161,7 +186,7 @@ def open_multiplier(runs: float, degrees: int, alpha: float) -> float:
     low, high = 0.0, 1.0
     while log_evidence(high, runs, degrees) < goal:
         low, high = high, 2 * high
-    for _ in range(80):
+    for _ in range(48):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if log_evidence(middle, runs, degrees) < goal else (low, middle)
     return high
@@ -178,31 +203,38 @@ def log_evidence(t: float, runs: float, degrees: int) -> float:
     return two_sided + math.log(2 * sign) if sign > 0 else -math.inf
 
 
-def standard_design(looks: Sequence[int], prior: int, paired: bool) -> Design:
+def standard_design(looks: Sequence[int], prior: int, paired: bool, lenders: int = 0) -> Design:
     """The design in which both arms have exactly the declared seeds at every look."""
     counts = tuple(looks)
-    return Design(paired, tuple((n, n) for n in counts), counts, counts[-1], prior)
+    return Design(paired, tuple((n, n) for n in counts), counts, counts[-1], prior, lenders=lenders)
 
 
 SHIPPED_LOOKS = ((3, 5, 8), (3, 5), (3, 5, 8, 12, 16), (2, 3, 4, 5, 6, 8, 10))
-SHIPPED_PRIORS = (0, *range(1, 13))
 SHIPPED_ALPHAS = tuple(0.05 / k for k in range(1, 13))
+MOST_LENDERS = 5
+"""More pairs than this lend no better: the tables end here."""
 
 
-def make_table() -> dict[str, dict[str, list[float]]]:
-    """The content of `boundaries.json`: by design, by level, c at each look."""
-    table: dict[str, dict[str, list[float]]] = {}
+def shipped_designs() -> list[Design]:
+    """Every design in `boundaries.json`: an unpaired ledger prior weighs 1 to 12; a paired prior weighs 4."""
+    found: list[Design] = []
     for looks in SHIPPED_LOOKS:
-        for paired in (False, True):
-            # A paired prior weighs 4 or nothing.
-            for prior in (0, 4) if paired else SHIPPED_PRIORS:
-                design = standard_design(looks, prior, paired)
-                rows = simulate(design, SHIPPED_ALPHAS, SHIPPED_DRAWS)
-                table[_name(design)] = {
-                    _level(alpha): [float(f"{c:.5g}") for c in row]
-                    for alpha, row in zip(SHIPPED_ALPHAS, rows, strict=True)
-                }
-    return table
+        found += [standard_design(looks, prior, False) for prior in range(13)]
+        found += [standard_design(looks, 0, True), standard_design(looks, 4, True)]
+        if looks[-1] <= 8:
+            found += [standard_design(looks, 4, True, lenders) for lenders in range(1, MOST_LENDERS + 1)]
+    return found
+
+
+def make_table(designs: Sequence[Design]) -> dict[str, dict[str, list[float]]]:
+    """By design, by level: c at each look."""
+    return {
+        _name(design): {
+            _level(alpha): [float(f"{c:.5g}") for c in row]
+            for alpha, row in zip(SHIPPED_ALPHAS, simulate(design, SHIPPED_ALPHAS, SHIPPED_DRAWS), strict=True)
+        }
+        for design in designs
+    }
 
 
 def _name(design: Design) -> str:
@@ -213,7 +245,8 @@ def _name(design: Design) -> str:
         if tuple(looks) == known[: len(looks)] and known[-1] == design.last:
             looks = [*known]
             break
-    return f"{shape} d0={design.prior} looks={','.join(map(str, looks))} of {design.last}"
+    lenders = f" lenders={design.lenders}" if design.lenders else ""
+    return f"{shape} d0={design.prior}{lenders} looks={','.join(map(str, looks))} of {design.last}"
 
 
 def _level(alpha: float) -> str:
@@ -242,5 +275,5 @@ def _keep(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in make_table().items())
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in make_table(shipped_designs()).items())
     Path(__file__).with_name("boundaries.json").write_text("{\n" + rows + "\n}\n")

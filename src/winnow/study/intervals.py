@@ -17,15 +17,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.study.boundaries import Design, multiplier, open_multiplier
+from winnow.study.boundaries import GUARD_QUANTILE, MOST_LENDERS, Design, multiplier, open_multiplier
 from winnow.study.distributions import f_quantile
 from winnow.study.noise import Prior, moments
 
-GUARD_QUANTILE = 0.80
 LEDGER_DEGREES = 49
 """Denominator degrees of freedom of the guard against a ledger's s0²."""
 PAIRED_WEIGHT = 4
 """d0 of the paired prior."""
+WELL_KNOWN = 100
+"""With this many degrees of freedom behind it at every look, what is lent counts as known."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +99,33 @@ class Contrast:
 
 
 def paired_contrast(
-    differences: Sequence[float], others: Sequence[tuple[float, int]], schedule: Schedule, *, guarded: bool = True
+    differences: Sequence[float],
+    others: Sequence[Sequence[tuple[float, int]]],
+    schedule: Schedule,
+    *,
+    guarded: bool = True,
 ) -> Contrast:
-    """From the differences of common seeds and (variance, degrees of freedom) of the study's other pairs."""
+    """From the differences of common seeds.
+
+    others: (variance, degrees of freedom) of the study's other pairs at each look so far. How well they know the noise
+    enters the multiplier: as many lenders as their degrees of freedom make at the look where they are scarcest.
+    """
     n = len(differences)
     if n < 2:
         return _unknown(differences[0] if n else math.nan)
     delta, own = moments(differences)
-    others = [other for other in others if other[0] > 0]
-    lent = math.fsum(variance for variance, _ in others) / len(others) if others else None
-    weight = PAIRED_WEIGHT if others else 0
-    guard = None
-    if lent is not None:
-        guard = Guard(own / lent, f_quantile(GUARD_QUANTILE, n - 1, sum(degrees for _, degrees in others)))
+    known = [sum(degrees for _, degrees in look) for look in others]
+    pairs = [size[0] for size in schedule.sizes]
+    shares = [degrees // (count - 1) for degrees, count in zip(known, pairs, strict=False) if count > 1]
+    lenders = min(MOST_LENDERS, *shares) if shares else 0
+    weight, lent, guard = 0, None, None
+    if lenders:
+        weight = PAIRED_WEIGHT
+        lenders = 0 if min(known) >= WELL_KNOWN else lenders
+        lent = math.fsum(variance for variance, _ in others[-1]) / len(others[-1])
+        guard = Guard(own / lent, f_quantile(GUARD_QUANTILE, n - 1, known[-1]))
     blended = own if lent is None else (weight * lent + (n - 1) * own) / (weight + n - 1)
-    spreads = [_spread("moderated" if weight else "own", blended / n, schedule, True, prior=weight)]
+    spreads = [_spread("moderated" if weight else "own", blended / n, schedule, True, prior=weight, lenders=lenders)]
     if guarded and guard is not None and guard.fired:
         spreads.append(_spread("own", own / n, schedule, True))
     return Contrast(delta, own, n - 1, lent, weight, tuple(spreads), guard)
@@ -172,9 +185,15 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def _spread(
-    name: str, variance: float, schedule: Schedule, paired: bool, prior: int = 0, pooled: tuple[int, ...] = ()
+    name: str,
+    variance: float,
+    schedule: Schedule,
+    paired: bool,
+    prior: int = 0,
+    pooled: tuple[int, ...] = (),
+    lenders: int = 0,
 ) -> Spread:
-    design = Design(paired, schedule.sizes, schedule.declared, schedule.last, prior, pooled)
+    design = Design(paired, schedule.sizes, schedule.declared, schedule.last, prior, pooled, lenders)
     return Spread(name, math.sqrt(variance), design, schedule.open_ended)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from winnow.study.boundaries import multiplier, standard_design
+from winnow.study.boundaries import MOST_LENDERS, multiplier, standard_design
 from winnow.study.distributions import normal_upper, student_cdf, student_power, student_upper
 from winnow.study.evidence import Evidence
 from winnow.study.intervals import PAIRED_WEIGHT, Schedule
@@ -51,11 +51,23 @@ def more_seeds(
         grown = evidence.grown(Schedule(tuple(seen), stage.declared + later[: place + 1], stage.last))
         if grown.supported(support) or grown.refuted(refute):
             return Forecast(n - now, n, grown.contrasts[0].half_width(support), True)
-    for n in range(max(now, stage.last) + 1, MOST_SEEDS + 1):
-        grown = evidence.grown(Schedule(((n, n),), (n,), n, open_ended=True))
-        if grown.supported(support) or grown.refuted(refute):
-            return Forecast(n - now, n, grown.contrasts[0].half_width(support), False)
-    return None
+    # The e-process's interval only narrows with n: search by halves.
+    low, high = max(now, stage.last), MOST_SEEDS
+    if low >= high or not _open_decides(evidence, high, support, refute):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _open_decides(evidence, middle, support, refute) else (middle, high)
+    return Forecast(high - now, high, _opened(evidence, high).contrasts[0].half_width(support), False)
+
+
+def _opened(evidence: Evidence, n: int) -> Evidence:
+    return evidence.grown(Schedule(((n, n),), (n,), n, open_ended=True))
+
+
+def _open_decides(evidence: Evidence, n: int, support: float, refute: float) -> bool:
+    grown = _opened(evidence, n)
+    return grown.supported(support) or grown.refuted(refute)
 
 
 def detectable(n: int, prior: int = 0, *, paired: bool = False, alpha: float = 0.05, power: float = POWER) -> float:
@@ -155,7 +167,7 @@ def plan_design(
     n = looks[-1]
     shrink = math.sqrt(2 * (1 - rho)) if paired else 1.0
     in_sd = detectable(n, weight, paired=paired, alpha=level) * shrink
-    whole = standard_design(looks, weight, paired)
+    whole = standard_design(looks, weight, paired, min(pairs - 1, MOST_LENDERS) if paired else 0)
     first = multiplier(replace(whole, sizes=whole.sizes[:1], declared=whole.declared[:1]), level)
     warnings: list[str] = []
     if paired and pairs == 1:

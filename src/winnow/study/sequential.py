@@ -125,7 +125,10 @@ class Sequencer:
         schedule = Schedule(tuple((len(x), len(y)) for x, y in used), stage.declared, stage.last, stage.open_ended)
         if self.paired:
             differences = [x - y for x, y in zip(a, b, strict=True)]
-            others = self._other_pairs(pair, differences, stage.seeds)
+            others = [
+                self._other_pairs(pair, [x - y for x, y in zip(*each, strict=True)], count)
+                for each, count in zip(used, counts, strict=True)
+            ]
             return paired_contrast(differences, others, schedule, guarded=self.guarded)
         ledger = self.prior is not None and self.prior.weight > 0
         others = [] if ledger else [self._other_arms(pair, count) for count in counts]
