@@ -187,6 +187,22 @@ def test_a_rewritten_arm_is_stale_and_then_an_edit(tmp_path: Path):
     assert rewritten(changed, old, planned(changed), set(), LATER).edits == (), "without results nothing was seen"
 
 
+def test_a_newer_winnow_is_no_edit_but_other_data_is(tmp_path: Path):
+    store = started(tmp_path)
+    study = read(tmp_path)
+    old = load_plan(store, study)
+    assert old is not None
+    good = old.arms["good"]
+    ended = set(store.digests())
+    newer = old.replace({"arms": {**old.arms, "good": good.replace({"identity": {**good.identity, "~revision": 1}})}})
+    assert newer.run("good", 0) != old.run("good", 0)
+    assert rewritten(study, old, newer, ended, LATER).edits == ()
+    other = old.replace({"arms": {**old.arms, "good": good.replace({"data": "other"})}})
+    assert [edit.what for edit in rewritten(study, old, other, ended, LATER).edits] == [
+        "arm good was rewritten: its data"
+    ]
+
+
 def test_a_set_study_has_a_plan_of_its_own(tmp_path: Path):
     store = started(tmp_path)
     changed = parse_study(TEXT, tmp_path / "made-up.toml", changes={"base.train.steps": 3})

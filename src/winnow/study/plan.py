@@ -141,7 +141,7 @@ def source_digests(study: Study) -> dict[str, str]:
             content = path.read_bytes()
         except OSError as error:
             place = ("use", str(index))
-            raise study.lines.error(f"{name!r} cannot be read: {error.strerror}", place) from None
+            raise study.lines.error(f"{name!r} cannot be read: {error.strerror}", place, "correct the path") from None
         if path.name in found:
             raise study.lines.error(f"two files are named {path.name!r}", ("use", str(index)), "rename one")
         found[path.name] = hashlib.sha256(content).hexdigest()
@@ -226,7 +226,10 @@ def rewritten(study: Study, old: Plan, new: Plan, finished: Container[str], at: 
     edits = list(old.edits)
     for name, arm in new.arms.items():
         before = old.arms.get(name)
-        if before is None or before.run(0, old.sources) == arm.run(0, new.sources):
+        # The same text on the same data may resolve to something else in a newer Winnow: nobody has edited it.
+        if before is None or (before.written, before.data) == (arm.written, arm.data):
+            continue
+        if before.run(0, old.sources) == arm.run(0, new.sources):
             continue
         if any(before.run(seed, old.sources) in finished for seed in study.seeds):
             what = f"arm {name} was rewritten: {', '.join(differing(before.identity, arm.identity)) or 'its data'}"
