@@ -73,7 +73,8 @@ def damaged(path: Path) -> list[tuple[str, Callable[[], object]]]:
         said = "manifest.json" if name == "COMPLETE" else name
         ways += [(said, flip(file, at)) for at in sorted({0, 7, size // 3, size // 2, size - 1})]
         if name != "COMPLETE":
-            ways.append((name, lambda file=file, size=size: os.truncate(file, size - 1)))
+            short = name if name == "manifest.json" else f"{name} has {size - 1} bytes, not {size}"
+            ways.append((short, lambda file=file, size=size: os.truncate(file, size - 1)))
             ways.append((name, lambda file=file: os.truncate(file, 0)))
             ways.append((name, lambda file=file: file.unlink()))
     ways.append(("not complete", lambda: (path / "COMPLETE").unlink()))

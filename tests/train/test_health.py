@@ -46,6 +46,8 @@ def plant(model: GPT, defect: str) -> None:
         block.attention.register_forward_hook(lambda module, inputs, mixed: Mixed(mixed.y.detach(), mixed.aux))
     elif defect == "dead head":
         block.attention.register_forward_hook(without_first_head)
+    elif defect == "noise":
+        block.mlp.register_forward_hook(noise)
     elif defect == "nan":
         block.mlp.register_forward_hook(nan_from)
 
@@ -58,6 +60,10 @@ def without_first_head(module: Any, inputs: tuple[Any, ...], mixed: Mixed) -> Mi
     keep = torch.ones(heads.shape[2], 1)
     keep[0] = 0
     return Mixed(module.out((heads * keep).flatten(2)), aux)
+
+
+def noise(module: nn.Module, inputs: Any, y: Tensor) -> Tensor:
+    return y + 0.01 * torch.randn_like(y) if module.training else y
 
 
 def nan_from(module: nn.Module, inputs: Any, y: Tensor) -> Tensor:
@@ -124,7 +130,20 @@ def test_dead_parameters_are_found_after_a_resume(store: RunStore, text: Path) -
     """What had no gradient before the interruption is remembered."""
     config = planted(text, "dead head")
     go_on(store, config, stop_at=6)
-    assert findings(go_on(store, config), "dead-parameter")
+    found = {finding.where: finding.message for finding in findings(go_on(store, config), "dead-parameter")}
+    assert "[k.0, q.0, v.0] never had a gradient" in found["blocks.0.attention.qkv.weight"]
+
+
+def test_a_mechanism_that_draws_resumes_exactly(store: RunStore, text: Path, tmp_path: Path) -> None:
+    """Its draws come from torch's generator, whose state is a function of seed and step."""
+    config = planted(text, "noise")
+    whole = run_in(store, config)
+    other = RunStore(tmp_path / "stopped")
+    go_on(other, config, stop_at=6)
+    torch.rand(100)
+    resumed = go_on(other, config)
+    assert (resumed.weights, resumed.trace) == (whole.weights, whole.trace)
+    assert run_in(store, planted(text, "none")).weights != whole.weights
 
 
 def test_nan_names_step_and_tensor(store: RunStore, text: Path) -> None:
