@@ -37,6 +37,8 @@ class Design:
     """Student's t on 3 degrees of freedom, scaled to sd 1, in place of the normal."""
     lonely: tuple[int, ...] = ()
     """Arms whose seeds are not shared with the others."""
+    open_ended: bool = False
+    """Judged by the e-process after every seed up to the last look's."""
     varying: bool = False
     """Draw each arm's true variance anew, as in the real ledger."""
 
@@ -88,7 +90,14 @@ def simulate(design: Design, studies: int, seed: int = 0) -> Rates:
     """Judge many studies of one design."""
     generator = np.random.default_rng(seed)
     claims = claims_of(design)
-    rule = DecisionRule(alpha=design.alpha, paired=design.paired, correction=design.correction)  # type: ignore[arg-type]
+    rule = DecisionRule.model_validate(
+        {
+            "alpha": design.alpha,
+            "paired": design.paired,
+            "correction": design.correction,
+            "open_ended": design.open_ended,
+        }
+    )
     prior = LEDGER if design.ledger and not design.paired else None
     found = Rates(studies)
     for _ in range(studies):

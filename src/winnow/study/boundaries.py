@@ -85,7 +85,7 @@ def bounds(design: Design, alpha: float) -> tuple[float, ...]:
         return tuple(float(c) if c is not None else math.inf for c in json.loads(path.read_text()))
     except (OSError, ValueError):
         pass  # not there, or torn by a crash: it is only a cache
-    computed = simulate(design, [alpha])[0]
+    computed = simulate(design, [alpha], DRAWS)[0]
     _keep(path, json.dumps([c if math.isfinite(c) else None for c in computed]))
     return computed
 

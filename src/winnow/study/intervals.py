@@ -102,8 +102,6 @@ def paired_contrast(
     differences: Sequence[float],
     others: Sequence[Sequence[tuple[float, int]]],
     schedule: Schedule,
-    *,
-    guarded: bool = True,
 ) -> Contrast:
     """From the differences of common seeds.
 
@@ -126,7 +124,7 @@ def paired_contrast(
         guard = Guard(own / lent, f_quantile(GUARD_QUANTILE, n - 1, known[-1]))
     blended = own if lent is None else (weight * lent + (n - 1) * own) / (weight + n - 1)
     spreads = [_spread("moderated" if weight else "own", blended / n, schedule, True, prior=weight, lenders=lenders)]
-    if guarded and guard is not None and guard.fired:
+    if guard is not None and guard.fired:
         spreads.append(_spread("own", own / n, schedule, True))
     return Contrast(delta, own, n - 1, lent, weight, tuple(spreads), guard)
 
@@ -137,8 +135,6 @@ def unpaired_contrast(
     prior: Prior | None,
     others: Sequence[tuple[tuple[float, int], ...]],
     schedule: Schedule,
-    *,
-    guarded: bool = True,
 ) -> Contrast:
     """From the values of both arms; `others` holds (variance, degrees) of the study's other arms at each look so far.
 
@@ -168,7 +164,7 @@ def unpaired_contrast(
     blended = own if lent is None else (lent_weight * lent + degrees * own) / (lent_weight + degrees)
     name = "own" if lent is None else "pooled" if pooled else "moderated"
     spreads = [_spread(name, blended * per_run, schedule, False, prior=weight, pooled=pooled)]
-    if guarded and guard is not None and guard.fired:
+    if guard is not None and guard.fired:
         spreads.append(_spread("own", own * per_run, schedule, False))
     return Contrast(mean_a - mean_b, own, degrees, lent, lent_weight, tuple(spreads), guard)
 

@@ -67,13 +67,11 @@ class Sequencer:
         prior: Prior | None = None,
         pairs: Iterable[Pair] = (),
         excluded: Collection[str] = (),
-        guarded: bool = True,
     ) -> None:
         self.observations = observations
         self.looks = looks
         self.paired = paired
         self.prior = prior
-        self.guarded = guarded
         self.excluded = frozenset(excluded)
         kept = (pair for pair in pairs if not self.excluded.intersection(pair) and pair[0] != pair[1])
         self.pairs = tuple(dict.fromkeys((min(pair), max(pair)) for pair in kept))
@@ -129,10 +127,10 @@ class Sequencer:
                 self._other_pairs(pair, [x - y for x, y in zip(*each, strict=True)], count)
                 for each, count in zip(used, counts, strict=True)
             ]
-            return paired_contrast(differences, others, schedule, guarded=self.guarded)
+            return paired_contrast(differences, others, schedule)
         ledger = self.prior is not None and self.prior.weight > 0
         others = [] if ledger else [self._other_arms(pair, count) for count in counts]
-        return unpaired_contrast(a, b, self.prior, others, schedule, guarded=self.guarded)
+        return unpaired_contrast(a, b, self.prior, others, schedule)
 
     def values(self, claim: Claim, pair: Pair, count: int | None) -> tuple[list[float], list[float]]:
         """Values of A and of B that count: no divergences, and when paired no partner of one. Lower is better."""
