@@ -69,6 +69,7 @@ def test_bridges_join_through_other_versions():
     assert bridged([ab], ["a", "c"]) == (False, False)
     assert bridged([], ["a", "b"]) == (False, False)
     assert bridged([ab, bd], ["a", "b", "d"]) == (False, True)
+    assert bridged([ab, bd, canary("a", "d", "noise")], ["a", "b", "d"]) == (False, True)
 
 
 def test_the_baseline_is_run_again_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -66,23 +66,18 @@ def test_nothing_edited_nothing_exploratory(tmp_path: Path):
 
 def test_an_edited_claim_is_exploratory_and_an_undone_edit_is_not(tmp_path: Path):
     store = started(tmp_path)
-    found = edited(
-        tmp_path,
-        store,
-        "good better-than control on val/ce smallest 0.01",
-        "good better-than control on val/ce by 0.05",
-    )
+    change = ("good better-than control on val/ce smallest 0.01", "good better-than control on val/ce by 0.05")
+    found = edited(tmp_path, store, *change)
     assert "was 'good better-than control on val/ce smallest 0.01'" in why(found, "h1")
     assert why(found, "h2") == ""
     assert [edit.key for edit in found.plan.edits] == ["h1"]
     at = found.plan.edits[0].at
-    again = edited(
-        tmp_path,
-        store,
-        "good better-than control on val/ce smallest 0.01",
-        "good better-than control on val/ce by 0.05",
-    )
+    again = edited(tmp_path, store, *change)
     assert [edit.at for edit in again.plan.edits] == [at], "the first time that it was seen counts"
+    plan = load_plan(store, read(tmp_path))
+    assert plan is not None
+    changed = read(tmp_path, TEXT.replace(*change))
+    assert [edit.at for edit in seen(changed, plan, {}, LATER).edits] == [at]
     undone = compare(read(tmp_path), store)
     assert why(undone, "h1") == ""
     assert len(undone.plan.edits) == 1, "the history stays"

@@ -123,9 +123,11 @@ class Crew:
         worker.send(job.message)
 
     def _done_elsewhere(self, job: Job) -> RunRecord | None:
-        """The run's record, if it has one that was not there when this launch began."""
+        """The run's record, if it has a result or has failed since this launch began."""
         record = self.store.record(job.key.digest)
-        return record if record is not None and record != self._asked[job.key.digest] else None
+        if record is None or (record.status == "failed" and record == self._asked[job.key.digest]):
+            return None
+        return record
 
     def _take(self, act: Callable[[Worker, Job, dict[str, Any] | None], None]) -> None:
         """One message, or none within the time between two looks around."""

@@ -30,7 +30,7 @@ def ledger(records: Iterable[RunRecord], metrics: Iterable[str]) -> NoiseLedger:
 
 def arm_identity(record: RunRecord) -> str:
     """Everything that a run is but its seed."""
-    return digest({"config": record.dump()["config"], "data": record.data, "sources": record.sources})
+    return digest({"config": record.config, "data": record.data, "sources": record.sources})
 
 
 def noise_key(record: RunRecord, metric: str) -> NoiseKey:

@@ -1,0 +1,76 @@
+"""The noise ledger of a store, and the unpaired verdicts that borrow from it."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+from tests.fakes import fake_provenance, fake_record
+from tests.study.planned import TEXT, made_up, run_all
+
+from winnow.records.run import Finding, RunRecord
+from winnow.records.store import RunStore
+from winnow.study.compare import compare
+from winnow.study.ledger import arm_identity, ledger, noise_key
+
+FACTS = {"trainable": 1000, "tokens": 640, "val_digest": "v"}
+
+
+def other_arms(store: RunStore, arms: int = 8, sd: float = 0.01) -> list[RunRecord]:
+    """Runs of another study: the same metric, size, budget and machine."""
+    rng = random.Random(1)
+    return [
+        fake_record(store, f"arm{arm}", seed, {"val/ce": 2.0 + rng.gauss(0, sd)}, study="other", facts=FACTS)
+        for arm in range(arms)
+        for seed in range(4)
+    ]
+
+
+def test_a_line_for_each_arm(tmp_path: Path):
+    records = other_arms(RunStore(tmp_path), arms=2)
+    lines = ledger(records, ["val/ce"]).arms
+    assert len(lines) == 2
+    first = next(line for line in lines if line.arm == arm_identity(records[0]))
+    values = [record.final["val/ce"] for record in records[:4]]
+    assert first.seeds == 4
+    assert first.variance == pytest.approx(statistics.variance(values), rel=1e-9)
+    assert first.mean == pytest.approx(statistics.mean(values), rel=1e-12)
+
+
+def test_what_says_nothing_about_noise_is_left_out(tmp_path: Path):
+    store = RunStore(tmp_path)
+    invalid = Finding(rule="dead-parameter", severity="invalid", message="no")
+    for seed in range(3):
+        fake_record(store, "invalid", seed, facts=FACTS, findings=[invalid])
+        fake_record(store, "failed", seed, facts=FACTS, status="failed", error="no")
+        fake_record(store, "unmeasured", seed, {"other": 1.0}, facts=FACTS)
+    fake_record(store, "alone", 0, facts=FACTS)
+    assert ledger(store.records().values(), ["val/ce"]).arms == ()
+
+
+def test_noise_is_shared_only_by_runs_of_one_kind(tmp_path: Path):
+    store = RunStore(tmp_path)
+    one = fake_record(store, "one", 0, facts=FACTS)
+    same = fake_record(store, "same", 5, facts={**FACTS, "trainable": 1020})
+    assert noise_key(one, "val/ce") == noise_key(same, "val/ce")
+    others = [
+        fake_record(store, "budget", 0, facts={**FACTS, "tokens": 2560}),
+        fake_record(store, "size", 0, facts={**FACTS, "trainable": 4000}),
+        fake_record(store, "text", 0, facts={**FACTS, "val_digest": "w"}),
+        fake_record(store, "machine", 0, facts=FACTS, provenance=fake_provenance(hardware="gpu")),
+        fake_record(store, "exact", 0, facts=FACTS, provenance=fake_provenance(deterministic=False)),
+    ]
+    assert all(noise_key(other, "val/ce") != noise_key(one, "val/ce") for other in others)
+
+
+def test_unpaired_studies_borrow_from_the_ledger(tmp_path: Path):
+    study, store = made_up(tmp_path, TEXT.replace("looks = [3, 5, 8]", "looks = [3, 5, 8]\nrule.paired = false"))
+    run_all(study, store, facts={**FACTS, "parameters": 1000})
+    alone = compare(study, store).verdicts[0]
+    other_arms(store)
+    with_ledger = compare(study, store).verdicts[0]
+    assert None not in (alone.low, alone.high, with_ledger.low, with_ledger.high)
+    assert (alone.low, alone.high) != (with_ledger.low, with_ledger.high)
+    assert with_ledger.effect == alone.effect
