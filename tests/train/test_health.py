@@ -155,7 +155,12 @@ def test_nan_names_step_and_tensor(store: RunStore, text: Path) -> None:
     assert "output of blocks.0.mlp" in finding.message
     assert record.outcome("val/ce") is None
     # The refused update left the weights finite, and the last row shows what happened.
-    assert not torch.tensor(store.metrics(record.digest)[-1]["train/ce"]).isfinite()
+    rows = store.metrics(record.digest)
+    assert not torch.tensor(rows[-1]["train/ce"]).isfinite()
+    # Killed between the last checkpoint and the record: the outcome stands, no row is doubled.
+    (store.path(record.digest) / "run.json").unlink()
+    again = go_on(store, planted(text, "nan"))
+    assert (again.status, again.weights, again.trace) == (record.status, record.weights, record.trace)
 
 
 def test_nan_parameter_is_named(text: Path) -> None:

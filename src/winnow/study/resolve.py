@@ -20,6 +20,7 @@ from winnow.study.plan import Plan, PlannedArm, source_digests, written_digest
 from winnow.study.spec import Study
 from winnow.tasks.base import Task
 from winnow.train.config import RunConfig
+from winnow.train.evaluate import held_out
 from winnow.train.sources import load_sources
 
 OFF: Final = "off"
@@ -113,7 +114,8 @@ def _placed(study: Study, arm: str, error: InputError) -> InputError:
     place = places[0] if depths[0] > 0 and depths[0] >= depths[1] else places[1]
     if max(depths) <= 0:
         place = places[0]
-    return study.lines.error(error.message, place, error.mend)
+    message = f"{error.file}: {error.message}" if error.file else error.message
+    return study.lines.error(message, place, error.mend)
 
 
 def _facts(config: RunConfig, task: Task) -> dict[str, float | int | str]:
@@ -124,7 +126,7 @@ def _facts(config: RunConfig, task: Task) -> dict[str, float | int | str]:
         **task.facts(),
         **model.facts(config.task.context),
         "vocab_size": task.vocab_size,
-        "val_digest": task.validation(config.evaluation.tokens).digest,
+        "val_digest": held_out(task, config.evaluation).digest,
         "tokens": tokens,
     }
 
