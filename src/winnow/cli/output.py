@@ -106,8 +106,8 @@ def finding_line(severity: str, rule: str, message: str, where: str | None = Non
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: "45 s", "3 min 20 s", "2 h 05 min"."""
-    whole = max(round(seconds), 0)
+    """A time as people say it: "45 s", "3 min 20 s", "2 h 05 min"; anything shorter is a second."""
+    whole = max(round(seconds), 1)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -63,6 +63,11 @@ def run(
 
     source = _open(file, settings, only)
     wanted = options.seeds_of(seeds)
+    for study in source.studies:
+        unknown = [seed for seed in wanted or () if seed not in study.seeds]
+        if unknown:
+            known = ", ".join(map(str, study.seeds))
+            raise InputError(f"seed {unknown[0]} is not one of {study.id}", key="--seeds", mend=f"permitted: {known}")
     records = options.open_store(store, beside=file)
     try:
         from winnow.study.launch import Options, default_jobs

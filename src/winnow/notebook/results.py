@@ -15,7 +15,7 @@ from winnow.study.compare import Comparison
 from winnow.study.tables import table as arms_table
 from winnow.study.verdict import Verdict
 
-_MARKUP = re.compile(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))")
+_MARKUP = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 """What starts markup in the middle of a line; an underscore between letters does not."""
 
 

@@ -1,0 +1,79 @@
+"""Help that fits on a page, and commands that start without the heavy libraries."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.fakes import fake_record
+from tests.study.planned import made_up
+
+from winnow.cli import app
+
+TOP = ("Studies", "Verdicts", "Runs")
+
+
+def commands() -> dict[str, str | None]:
+    return {info.name or "": info.rich_help_panel for info in app.registered_commands}  # type: ignore[misc]
+
+
+def test_at_most_a_dozen_verbs_stand_at_the_top(winnow):
+    top = [name for name, panel in commands().items() if panel in TOP]
+    assert len(top) == 12
+    text = winnow("--help").out
+    order = [text.index(f"─ {panel} ") for panel in (*TOP, "Upkeep")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", [*commands(), "data prepare"])
+def test_every_help_has_an_example(winnow, name: str):
+    ended = winnow(*name.split(), "--help")
+    assert ended.code == 0
+    assert f"Example: winnow {name}" in ended.out
+
+
+def test_commands_that_only_read_never_import_torch(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    assert study.file is not None
+    study.file.write_text(
+        (Path(__file__).parents[1] / "study" / "planned.py").read_text().split('"""\\\n')[1].split('"""')[0]
+    )
+    fake_record(store, "control", 0, study="made-up")
+    program = """
+import sys
+from winnow.cli import main
+loaded = []
+for arguments in eval(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        assert ended.code == 0, (arguments, ended.code)
+    for name in ("torch", "scipy.stats", "matplotlib"):
+        if name in sys.modules:
+            loaded.append((arguments, name))
+print(loaded, file=sys.stderr)
+"""
+    file = str(study.file)
+    given = [
+        ["--help"],
+        ["status", file],
+        ["compare", file],
+        ["why", file, "h1"],
+        ["table", file],
+        ["status", "--store"],
+    ]
+    given[-1].append(str(store.root))
+    ended = subprocess.run([sys.executable, "-c", program, repr(given)], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.rstrip().split("\n")[-1] == "[]"
+    assert re.search(r"h1: good better-than control", ended.stdout)
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path):
+    program = f"{sys.executable} -m winnow.cli --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert "Traceback" not in ended.stderr
+    assert "Exception" not in ended.stderr
