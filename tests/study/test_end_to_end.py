@@ -79,11 +79,11 @@ def simulated(folder: Path, world: int, delta: float, sd: float, rho: float) -> 
                 run(study, store, arm, seed, 2.0 + sd * noise + (delta if arm == "good" else 0.0))
         done = look
         verdict = compare(study, store).verdicts[0]
-        if verdict.status != "undecided":
+        if verdict.status != "undecided" or look == study.looks[-1]:
             return verdict, forecast, look
         if forecast is None and verdict.more_seeds is not None:
             forecast = look + verdict.more_seeds
-    return verdict, forecast, done
+    raise AssertionError("a study has a last look")
 
 
 def wrong_and_forecasts(folder: Path, worlds: int) -> tuple[dict[float, dict[str, int]], list[tuple[int, int]]]:
