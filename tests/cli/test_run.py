@@ -151,7 +151,7 @@ def test_settings_of_the_command_line_make_another_study(clean):
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path: Path):
-    write_study(tmp_path, CLEAN, changes={"steps = 6": "steps = 100000"})
+    write_study(tmp_path, "arms.b = { train.lr = 0.02 }\n", changes={"steps = 6": "steps = 100000"})
     command = [*WINNOW, "run", "tiny.toml", "--jobs", "1"]
 
     def stopped(until: str) -> str:
