@@ -14,7 +14,7 @@ from winnow.train.optim import Optimizer, learning_rate
 
 
 def test_warm_up_of_the_notebooks() -> None:
-    """S1-02: maximum 6e-4 and W = 715; a run of 500 steps is still rising when it ends."""
+    """GPT-2 settings: maximum 6e-4 and W = 715; a run of 500 steps is still rising when it ends."""
     train = TrainConfig(steps=500, lr=6e-4, warmup=715)
     assert learning_rate(0, train) == pytest.approx(6e-4 / 715, rel=1e-12)
     assert learning_rate(499, train) == pytest.approx(4.19e-4, abs=1e-6)

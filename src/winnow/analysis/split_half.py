@@ -3,7 +3,7 @@
 Nothing differs between the halves, so every "supported" is false. For each split both halves are drawn from the
 baseline's seeds without overlap, and the study's own rule judges them (unpaired, since their seeds differ). Beside it
 stand three habits that are in use: Welch's t test, bars of one standard deviation that do not overlap, and the better
-of the best seeds (`statistics.md` calls for the comparison: peeking at bars or best seeds is far from 5 %).
+of the best seeds, whose rates are far from 5 %.
 """
 
 from __future__ import annotations

@@ -22,14 +22,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from winnow.study.distributions import f_quantile, student_cdf, student_upper
+from winnow.study.distributions import GUARD_QUANTILE, f_quantile, student_cdf, student_upper
 
 DRAWS = 400_000
 SHIPPED_DRAWS = 2_000_000
 CHUNK = 50_000
 """Draws are generated in blocks of this many, so that memory stays below some 10 MB per arm and 16 seeds."""
-GUARD_QUANTILE = 0.80
-"""A pair whose variance exceeds this quantile of F against what is lent to it is also judged by its own noise alone."""
 EFFECT_VARIANCE = 4.0
 """Prior variance, in units of the seed variance, of the effect that an e-process bets on."""
 

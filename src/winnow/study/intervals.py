@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.study.boundaries import GUARD_QUANTILE, MOST_LENDERS, Design, multiplier, open_multiplier
-from winnow.study.distributions import f_quantile
+from winnow.study.boundaries import MOST_LENDERS, Design, multiplier, open_multiplier
+from winnow.study.distributions import GUARD_QUANTILE, f_quantile
 from winnow.study.noise import Prior, moments
 
 LEDGER_DEGREES = 49

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from winnow.config import Config
+from winnow.study.distributions import digamma, trigamma
 
 HEAVIEST_PRIOR = 12.0
 """d0 is cut here: arms differ in noise by more than a fit to a few of them shows."""
@@ -127,32 +128,8 @@ def fit_prior(arms: Iterable[tuple[float, int]]) -> tuple[float, float]:
     return math.exp(mean + digamma(half) - math.log(half)), 2 * half
 
 
-def digamma(x: float) -> float:
-    """psi(x), x > 0: recurrence up to 10, then the asymptotic series."""
-    shift = 0.0
-    while x < 10:
-        shift -= 1 / x
-        x += 1
-    y = 1 / (x * x)
-    series = y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y * (1 / 132 - y * 691 / 32760)))))
-    return shift + math.log(x) - 0.5 / x - series
-
-
-def trigamma(x: float) -> float:
-    """psi'(x), x > 0: recurrence up to 10, then the asymptotic series."""
-    shift = 0.0
-    while x < 10:
-        shift += 1 / (x * x)
-        x += 1
-    y = 1 / (x * x)
-    series = y * (1 / 6 - y * (1 / 30 - y * (1 / 42 - y * (1 / 30 - y * (5 / 66 - y * 691 / 2730)))))
-    return shift + 1 / x + 0.5 * y + series / x
-
-
 def inverse_trigamma(value: float) -> float:
-    """The x with psi'(x) = value, by bisection on the logarithm: psi' falls from infinity to 0."""
-    low, high = -60.0, 60.0
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if trigamma(math.exp(middle)) > value else (low, middle)
-    return math.exp(0.5 * (low + high))
+    """The x with psi'(x) = value: psi' falls from infinity to 0, so its logarithm is searched."""
+    from scipy.optimize import brentq
+
+    return math.exp(brentq(lambda logarithm: trigamma(math.exp(logarithm)) - value, -60.0, 60.0, xtol=1e-12))
