@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.train.runs import identity, make, run_in
 
 from winnow.config import run_digest
@@ -198,7 +197,13 @@ def test_only_finished_runs_can_be_verified(store: RunStore) -> None:
 
 @pytest.mark.soak
 def test_what_compile_and_threads_do_is_measured(store: RunStore, text: Path) -> None:
-    torch.set_num_threads(2)
-    record = run_in(store, make(text, train__compile=True))
+    """In a process of its own: torch.compile cannot trace the shape checks of the tests."""
+    asked = request(store, make(text, train__compile=True), threads=2)
+    assert serve(asked)[-1]["status"] == "finished"
+    record = store.record(asked["digest"])
+    assert record is not None
+    assert record.provenance.deterministic is False
     assert record.provenance.notes == ("compiled: not bit-exact", "2 threads: not bit-exact unless verified")
-    assert isinstance(verify_resume(store, record.digest, kills=1)["bit_identical"], bool)
+    found = verify_resume(store, record.digest, kills=1)
+    assert found["notes"] == list(record.provenance.notes)
+    assert isinstance(found["bit_identical"], bool)
