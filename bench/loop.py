@@ -5,7 +5,8 @@
     bare   the same model and batch size on one fixed batch: forward, loss, backward, fused AdamW, nothing else
 
 Steps of the two alternate and are counted in CPU seconds of the one thread that runs have, so that other programs on
-the machine disturb little; the ratio is that of the medians. Gate: both train to the same loss scale, and tests/train is green.
+the machine disturb little; the ratio is that of the medians. Gate: both train to the same loss scale, and
+tests/train is green.
 """
 
 from __future__ import annotations

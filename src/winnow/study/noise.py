@@ -130,6 +130,7 @@ def fit_prior(arms: Iterable[tuple[float, int]]) -> tuple[float, float]:
 
 def inverse_trigamma(value: float) -> float:
     """The x with psi'(x) = value: psi' falls from infinity to 0, so its logarithm is searched."""
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
 
-    return math.exp(brentq(lambda logarithm: trigamma(math.exp(logarithm)) - value, -60.0, 60.0, xtol=1e-12))
+    found = root_scalar(lambda log: trigamma(math.exp(log)) - value, bracket=(-60.0, 60.0), xtol=1e-12)
+    return math.exp(found.root)
