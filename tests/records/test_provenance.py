@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 
 from winnow.records import provenance as provenance_module
 from winnow.records.provenance import (
+    COMMAND_VARIABLE,
     PACKAGES,
     REDACTED,
     clean_cpu_name,
     collect,
+    command_line,
     cpu_model,
     git_state,
     hardware_class,
@@ -190,6 +193,15 @@ def test_a_repository_s_own_programs_are_not_run(tmp_path: Path) -> None:
     git_state.cache_clear()
     assert git_state(tmp_path).dirty
     assert not list(tmp_path.glob("*.ran"))
+
+
+def test_the_command_is_the_launcher_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/winnow", "run", "lab.md"])
+    monkeypatch.delenv(COMMAND_VARIABLE, raising=False)
+    assert command_line() == ["winnow", "run", "lab.md"]
+    monkeypatch.setenv(COMMAND_VARIABLE, json.dumps(command_line()))
+    monkeypatch.setattr(sys, "argv", ["/somewhere/worker.py"])
+    assert command_line() == ["winnow", "run", "lab.md"]
 
 
 def test_what_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from tests.study.planned import made_up, planned, run
 from tests.study.studies import small
 
 from winnow.records.journal import read_journal
+from winnow.records.provenance import command_line, redact
 from winnow.study.api import load_study
 from winnow.study.compare import compare
 from winnow.study.events import Event, PreflightEnded, RunProgress
@@ -54,6 +55,9 @@ def test_a_study_is_trained_and_judged(tmp_path: Path):
     for key in outcome.ran:
         rows = read_journal(store.path(key.digest) / "metrics.0.jsonl")
         assert [row["step"] for row in rows] == list(range(21))
+        record = store.record(key.digest)
+        assert record is not None
+        assert record.provenance.argv == redact(command_line()), "the command is the launcher's, not the worker's"
     plan = (store.root / "studies" / "real.json").read_bytes()
     again = load_study(tmp_path / "small.toml")
     assert again.verdicts() == outcome.comparison.verdicts

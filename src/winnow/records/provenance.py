@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import os
 import platform
 import re
@@ -38,6 +39,8 @@ _SECRET_VALUES = re.compile(
     r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16}|xox[a-z]-[\w-]{10,}"
     r"|(?i:bearer|basic)\s+[\w.~+/=-]{8,}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]*"
 )
+COMMAND_VARIABLE = "WINNOW_COMMAND"
+"""Environment variable in which a launcher tells its workers the command line, as JSON, secrets already redacted."""
 _URL_LOGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@")
 _OPTION = re.compile(r"(?P<name>-{0,2}[A-Za-z][\w.:-]*?)(?P<sign>=|:\s+)(?P<value>.+)", re.DOTALL)
 
@@ -53,7 +56,7 @@ def collect(
 ) -> Provenance:
     """The provenance of a run that starts now.
 
-    device: torch device; threads: of this run; argv: the command (None = this process's); folder: whose git
+    device: torch device; threads: of this run; argv: the command (None = `command_line`); folder: whose git
     repository counts as the user's (None = the current folder). Never fails for want of git.
     """
     user = git_state(folder or Path.cwd())
@@ -64,7 +67,7 @@ def collect(
         dirty=user.dirty,
         diff_sha256=user.diff_sha256,
         package_commit=own.commit if _is_checkout() else None,
-        argv=redact(sys.argv if argv is None else argv),
+        argv=redact(command_line() if argv is None else argv),
         packages=dict(package_versions()),
         python=platform.python_version(),
         platform=platform.platform(terse=True),
@@ -77,6 +80,17 @@ def collect(
         host=socket.gethostname(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def command_line() -> list[str]:
+    """The command that a person gave: this process's, or that of the launcher which started it as a worker.
+
+    Without the folder of the program, which says nothing that `code` does not say better.
+    """
+    handed_down = os.environ.get(COMMAND_VARIABLE)
+    if handed_down is not None:
+        return json.loads(handed_down)
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 class GitState(NamedTuple):

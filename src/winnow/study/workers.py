@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from winnow.records.provenance import COMMAND_VARIABLE, command_line, redact
+
 WORKER: Final = (sys.executable, "-m", "winnow.train.worker")
 """Command of a worker."""
 LAST_LINES: Final = 20
@@ -43,7 +45,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **limits},
+            env={**os.environ, **limits, COMMAND_VARIABLE: json.dumps(redact(command_line()))},
             start_new_session=True,
         )
         self._messages = messages
