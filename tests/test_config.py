@@ -118,7 +118,7 @@ def normal(value: Any) -> Any:
 def the_error(schema: type[Config], table: Mapping[str, Any]) -> InputError:
     with pytest.raises(ValidationError) as caught:
         schema.model_validate(table)
-    errors = input_errors(caught.value, schema)
+    errors = input_errors(caught.value)
     assert len(errors) == 1, [str(error) for error in errors]
     return errors[0]
 

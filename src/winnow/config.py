@@ -217,12 +217,12 @@ class Variant(Config):
         return cls.members[kind].model_validate(table)
 
 
-def input_errors(error: ValidationError, schema: type[Config]) -> list[InputError]:
+def input_errors(error: ValidationError) -> list[InputError]:
     """A pydantic error as Winnow's own: the key as a dotted path, the nearest valid name, the permitted values."""
-    return [_input_error(details, schema) for details in error.errors(include_url=False)]
+    return [_input_error(details) for details in error.errors(include_url=False)]
 
 
-def _input_error(details: Any, schema: type[Config]) -> InputError:
+def _input_error(details: Any) -> InputError:
     key = ".".join(str(part) for part in details["loc"])
     kind: str = details["type"]
     if kind == "unknown_key":

@@ -114,7 +114,7 @@ def load_plan(store: RunStore, study: Study) -> Plan | None:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise input_errors(error, Plan)[0].at(file=path) from None
+        raise input_errors(error)[0].at(file=path) from None
 
 
 def save_plan(store: RunStore, study: Study, plan: Plan) -> None:

@@ -103,7 +103,7 @@ def _config(study: Study, arm: str) -> RunConfig:
         config = RunConfig.model_validate(table)
         return config.replace({"task": config.task.located(study.folder)})
     except ValidationError as error:
-        raise _placed(study, arm, input_errors(error, RunConfig)[0]) from None
+        raise _placed(study, arm, input_errors(error)[0]) from None
 
 
 def _placed(study: Study, arm: str, error: InputError) -> InputError:

@@ -133,7 +133,7 @@ def parse_study(
     try:
         table = _Table.model_validate(data)
     except ValidationError as error:
-        first = input_errors(error, _Table)[0]
+        first = input_errors(error)[0]
         path = tuple((first.key or "").split("."))
         # A tuple or a union adds its own parts to the path; the nearest written key is the user's.
         raise lines.error(first.message, path[: max(lines.depth(path), 1)] or path, first.mend) from None

@@ -166,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         manifest = Manifest.model_validate(found)
     except ValidationError as error:
-        raise input_errors(error, Manifest)[0].at(file=path) from error
+        raise input_errors(error)[0].at(file=path) from error
     for entry in manifest.shards:
         safe_name(entry.file, what="shard")
     return manifest

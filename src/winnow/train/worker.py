@@ -230,7 +230,7 @@ def check_identity(request: Request) -> RunConfig:
     try:
         config = RunConfig.model_validate(request.config)
     except ValidationError as error:
-        raise input_errors(error, RunConfig)[0] from None
+        raise input_errors(error)[0] from None
     data = build_task(config.task)[0].digest
     if data != request.data:
         forget_task()
