@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from winnow.errors import InputError
+from winnow.records import files
 from winnow.records.files import FileLock, inside, make_folder, read_json, safe_name, write_atomic, write_json
 
 
@@ -27,6 +28,22 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path)
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, "colleagues can read it as any other file"
+
+
+def test_a_private_file_is_private_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("mine")
+    path.chmod(0o640)
+    seen: list[int] = []
+
+    def watched(descriptor: int, data: bytes) -> None:
+        seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        os.write(descriptor, data)
+
+    monkeypatch.setattr(files, "write_all", watched)
+    write_atomic(path, "still mine")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("still mine", 0o640)
+    assert seen == [0o640], "the draft has the file's mode before the first byte is in it"
 
 
 LIMITED = """

@@ -141,10 +141,7 @@ def _write_notebook(source: Source, results: Mapping[str, Results], notes: list[
         with writing(path, "cannot be read"):
             if path.read_bytes() != document.data:
                 continue
-            mode = path.stat().st_mode
         write_atomic(path, new)
-        with writing(path):
-            path.chmod(mode & 0o7777)
         break
     else:
         raise InputError(

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import sys
 import time
 import weakref
@@ -117,13 +118,20 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace a file's content as one step that a crash cannot split. Raises InputError; the old file then stands."""
+    """Replace a file's content as one step that a crash cannot split. Raises InputError; the old file then stands.
+
+    A file that exists keeps its permissions: the temporary one is made with them, so that a private file is never
+    readable by others, not even for an instant.
+    """
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path):
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
             try:
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
                 write_all(descriptor, content)
                 sync_file(descriptor)
             finally:
