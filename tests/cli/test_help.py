@@ -12,7 +12,9 @@ from tests.fakes import fake_record
 from tests.study.planned import made_up
 
 from winnow.cli import app
+from winnow.study.spec import load_study
 
+ROOT = Path(__file__).parents[2]
 TOP = ("Studies", "Verdicts", "Runs")
 
 
@@ -28,11 +30,19 @@ def test_at_most_a_dozen_verbs_stand_at_the_top(winnow):
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("name", [*commands(), "data prepare"])
-def test_every_help_has_an_example(winnow, name: str):
+@pytest.mark.parametrize("name", ["", *commands(), "data", "data prepare"])
+def test_every_help_has_an_example_of_files_and_claims_that_exist(winnow, name: str):
     ended = winnow(*name.split(), "--help")
     assert ended.code == 0
-    assert f"Example: winnow {name}" in ended.out
+    examples = re.findall(r"(?:Example|Begin with): (winnow .*)", ended.out)
+    assert len(examples) == 1
+    _, *words = examples[0].split()
+    assert examples[0].startswith(f"winnow {name}")
+    for word in words:
+        if word.endswith((".toml", ".md")):
+            assert (ROOT / word).is_file(), word
+    if name == "why":
+        load_study(ROOT / words[1]).claim(words[2])
 
 
 def test_commands_that_only_read_never_import_torch(tmp_path: Path):

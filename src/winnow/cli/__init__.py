@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Attention research on small language models, with verdicts that can be trusted.\n\n"
     "FILE is a .toml study or a .md notebook with study cells. RUN is the start of a digest, or study/arm/seed.",
-    epilog="Begin with: winnow check notebooks/000-quickstart.md",
+    epilog="Begin with: winnow check examples/quickstart.toml",
 )
 studies.register(app)
 verdicts.register(app)

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this panel."""
     for name, command, example in (
         ("run", run, "winnow run examples/quickstart.toml"),
-        ("check", check, "winnow check notebooks/001-bos.md --only bos-protection"),
+        ("check", check, "winnow check examples/quickstart.toml"),
         ("plan", plan, "winnow plan examples/quickstart.toml --set train.steps=1600"),
         ("status", status, "winnow status examples/quickstart.toml"),
     ):

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "canary",
         rich_help_panel=options.UPKEEP,
-        epilog="Example: winnow canary notebooks/000-quickstart.md",
+        epilog="Example: winnow canary examples/quickstart.toml",
         no_args_is_help=True,
     )(canary)
     app.command(
@@ -37,7 +37,11 @@ def register(app: typer.Typer) -> None:
         epilog="Example: winnow verify-resume quickstart/control/0",
         no_args_is_help=True,
     )(verify_resume)
-    data = typer.Typer(help="Token shards for studies.", no_args_is_help=True)
+    data = typer.Typer(
+        help="Token shards for studies.",
+        epilog="Example: winnow data prepare books/*.txt --out shards",
+        no_args_is_help=True,
+    )
     data.command("prepare", epilog="Example: winnow data prepare books/*.txt --out shards", no_args_is_help=True)(
         prepare
     )

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this panel."""
     for name, command, example in (
         ("compare", compare, "winnow compare examples/quickstart.toml"),
-        ("why", why, "winnow why examples/quickstart.toml selective-better"),
+        ("why", why, "winnow why examples/quickstart.toml selective"),
         ("table", table, "winnow table examples/quickstart.toml --format latex"),
         ("plot", plot, "winnow plot examples/quickstart.toml --out figures"),
         ("judge", judge, "winnow judge results.csv --metric val_loss --arm arm --pair seed"),
