@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from winnow.errors import InputError
+    from winnow.notebook.load import load_study
     from winnow.records.external import record
     from winnow.records.store import RunStore
-    from winnow.study.api import load_study
 
 __version__ = "0.1.0"
 __all__ = ["InputError", "RunStore", "__version__", "load_study", "record"]
@@ -18,7 +18,7 @@ __all__ = ["InputError", "RunStore", "__version__", "load_study", "record"]
 _HOMES = {
     "InputError": "winnow.errors",
     "RunStore": "winnow.records.store",
-    "load_study": "winnow.study.api",
+    "load_study": "winnow.notebook.load",
     "record": "winnow.records.external",
 }
 

@@ -54,7 +54,7 @@ def run(study: Study, store: RunStore, arm: str, seed: int, value: float | None 
     """Put a finished run of the study into the store; value: of val/ce."""
     plan = planned(study)
     facts = {"parameters": 1000, "trainable": 1000, "tokens": 640, "lr": 0.004, "val_digest": "v", "seconds": 2.0}
-    facts["flops_per_token"] = 10
+    facts |= {"flops_per_token": 123_456, "kv_bytes_per_token": 512}
     text = f"{arm} {seed}"
     defaults: dict[str, Any] = {
         "config": plan.arms[arm].config,

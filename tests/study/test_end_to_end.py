@@ -10,9 +10,9 @@ import pytest
 from tests.study.planned import made_up, planned, run
 from tests.study.studies import small
 
+from winnow import load_study
 from winnow.records.journal import read_journal
 from winnow.records.provenance import command_line, redact
-from winnow.study.api import load_study
 from winnow.study.compare import compare
 from winnow.study.events import Event, PreflightEnded, RunProgress
 from winnow.study.launch import Options, run_study

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
-from tests.study.planned import TEXT, made_up, noisy, run, run_all
+from tests.study.planned import TEXT, made_up, noisy, planned, run, run_all
 
+from winnow import load_study
 from winnow.study import api
 from winnow.study.compare import Comparison, compare
+from winnow.study.plan import save_plan
 from winnow.study.tables import FORMATS, rows, table, verdict_lines
 
 
@@ -36,7 +38,8 @@ def test_the_numbers_are_those_of_plain_sums(tmp_path: Path):
     assert good.difference == pytest.approx(statistics.mean(a) - statistics.mean(b), rel=1e-9)
     assert (good.low, good.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
     assert (control.difference, control.pairs) == (None, 0)
-    assert (good.parameters, good.tokens, good.seconds, good.flops) == (1000, 640, 2.0, 6400)
+    assert (good.parameters, good.tokens, good.seconds) == (1000, 640, 2.0)
+    assert (good.flops_per_token, good.kv_bytes_per_token, good.flops) == (123_456, 512, 640 * 123_456)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -53,9 +56,23 @@ def test_markdown_has_aligned_columns_and_no_empty_ones(tmp_path: Path):
     assert "1 diverged, 1 failed" in lines[3]
     assert "| minus control" in lines[0].replace("  ", " ")
     assert lines[1].startswith("| ----")
+    heads, good = ([cell.strip() for cell in lines[row].strip("|").split("|")] for row in (0, 3))
+    assert heads[-5:] == ["parameters", "FLOPs/token", "KV bytes/token", "tokens", "seconds"]
+    assert good[-5:] == ["1000", "0.12 M", "512", "640", "2.0"], "compact where it is read, exact in JSON and CSV"
     study, store = made_up(tmp_path / "empty")
     empty = table(compare(study, store))
     assert empty.splitlines()[0].split() == ["|", "arm", "|", "n", "|"]
+
+
+def test_costs_are_told_before_anything_has_run(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    facts = {"parameters": 98_304, "flops_per_token": 1_200_000_000, "kv_bytes_per_token": 4096, "tokens": 1000}
+    plan = planned(study)
+    arms = {name: arm.replace({"facts": facts}) for name, arm in plan.arms.items()}
+    save_plan(store, study, plan.replace({"arms": arms}))
+    text = table(compare(study, store))
+    for cell in ("| 98.3 k |", "| 1.20 G |", "| 4096 |", "| 1000 |"):
+        assert cell in " ".join(text.split()), text
 
 
 def test_csv_and_json_hold_full_precision(tmp_path: Path):
@@ -63,6 +80,7 @@ def test_csv_and_json_hold_full_precision(tmp_path: Path):
     expected = [row.dump() for row in rows(comparison)]
     read = list(csv.DictReader(io.StringIO(table(comparison, "csv"))))
     assert [float(row["mean"]) for row in read] == [row["mean"] for row in expected]
+    assert {row["flops_per_token"] for row in read} == {"123456"}
     assert read[0]["difference"] == ""
     data = json.loads(table(comparison, "json"))
     assert data["rows"] == expected
@@ -89,7 +107,7 @@ def test_the_api_reads_the_same(tmp_path: Path):
     comparison = found(tmp_path)
     file = tmp_path / "made-up.toml"
     file.write_text(TEXT.replace("arms.dead", "arms.a_b").replace("dead better", "a_b better"))
-    opened = api.load_study(file)
+    opened = load_study(file)
     assert opened.store.root == (tmp_path / "winnow-store").resolve()
     assert opened.verdicts() == comparison.verdicts
     results = opened.compare()

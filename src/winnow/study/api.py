@@ -1,20 +1,17 @@
-"""The same from Python: `winnow.load_study("study.toml").run().verdicts()`.
+"""The same from Python: `winnow.load_study(path).run().verdicts()` (`winnow.notebook.load` opens the file).
 
 Nothing here prints; progress comes through `on_event`. Results are plain records: `pandas.DataFrame(found.rows())`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.errors import InputError
-from winnow.records.store import RunStore, find_store
+from winnow.records.store import RunStore
 from winnow.study.compare import Comparison, compare
 from winnow.study.spec import Study
-from winnow.study.spec import load_study as read_study
 from winnow.study.tables import Format, rows, table
 from winnow.study.verdict import Verdict
 
@@ -117,23 +114,3 @@ class Results:
             }
             for arm, runs in self.comparison.runs.items()
         }
-
-
-def load_study(
-    path: str | Path,
-    changes: Mapping[str, Any] | None = None,
-    *,
-    only: str | None = None,
-    store: str | Path | None = None,
-) -> OpenStudy:
-    """The study in a `.toml` file, with its store.
-
-    changes: settings instead of the file's, by dotted key; only: the id that it must have; store: folder of the runs
-    (None = $WINNOW_STORE, else `winnow-store` beside the file). Raises InputError with the place and the mend.
-    """
-    file = Path(path)
-    if file.suffix.lower() in (".md", ".markdown"):
-        mend = "use winnow.notebook.execute.open_source, which returns all of its studies"
-        raise InputError("is a notebook", file=file, mend=mend)
-    study = read_study(file, changes, only)
-    return OpenStudy(study, RunStore(find_store(None if store is None else Path(store), beside=file)))

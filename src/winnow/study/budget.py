@@ -22,12 +22,12 @@ def budget_of(arms: Iterable[Mapping[int, RunRecord]]) -> str:
 
 
 def count_text(count: float) -> str:
-    """A count of parameters, tokens or operations in two or three digits: 0.41 M, 124 M, 1.2 G."""
+    """A count of parameters, tokens or operations in two to four digits: 640, 98.3 k, 0.41 M, 124 M, 1.20 G."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e5, "M")):
         if count >= size:
             value = count / (1e6 if unit == "M" else size)
             return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.3g} {unit}"
-    return f"{count:.0f}"
+    return f"{count / 1e3:.3g} k" if count >= 9999.5 else f"{count:.0f}"
 
 
 def _span(texts: list[str]) -> str:

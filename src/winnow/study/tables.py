@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from winnow.records.run import RunRecord
+from winnow.records.run import Fact, RunRecord
 from winnow.study.budget import count_text
 from winnow.study.compare import Comparison
 from winnow.study.distributions import student_upper
@@ -47,12 +47,16 @@ class Row:
     high: float | None
     pairs: int
     parameters: int | None
+    flops_per_token: int | None
+    """Of a training step, forward and backward."""
+    kv_bytes_per_token: int | None
+    """Decoding state of all layers, fp32."""
     tokens: int | None
     """Training tokens of one run."""
     seconds: float | None
     """Median of a run."""
     flops: float | None
-    """Of one run: FLOPs per token of a training step x tokens."""
+    """Of one run: FLOPs per token x tokens."""
 
     def dump(self) -> dict[str, Any]:
         """Plain data, full precision."""
@@ -76,7 +80,9 @@ def _row(comparison: Comparison, arm: str, values: Mapping[str, Mapping[int | st
     ]
     differences = [a - b for a, b in paired if a is not None and b is not None]
     low, high = _interval(differences)
-    tokens, flops = _fact(runs, "tokens"), _fact(runs, "flops_per_token")
+    planned = comparison.plan.arms[arm].facts if arm in comparison.plan.arms and arm not in comparison.stale else {}
+    costs = {name: _cost(runs, planned, name) for name in _COSTS}
+    tokens, flops = costs["tokens"], costs["flops_per_token"]
     seconds = [float(record.facts["seconds"]) for record in runs.values() if _has(record, "seconds")]
     return Row(
         arm=arm,
@@ -89,8 +95,7 @@ def _row(comparison: Comparison, arm: str, values: Mapping[str, Mapping[int | st
         low=low,
         high=high,
         pairs=len(differences),
-        parameters=None if (count := _fact(runs, "parameters")) is None else int(count),
-        tokens=None if tokens is None else int(tokens),
+        **costs,
         seconds=median(seconds) if seconds else None,
         flops=None if tokens is None or flops is None else tokens * flops,
     )
@@ -110,9 +115,13 @@ def _has(record: RunRecord, fact: str) -> bool:
     return isinstance(record.facts.get(fact), int | float)
 
 
-def _fact(runs: Mapping[int, RunRecord], name: str) -> float | None:
-    """The largest: a diverged run has done fewer tokens than the arm's runs do."""
-    return max((float(record.facts[name]) for record in runs.values() if _has(record, name)), default=None)
+_COSTS = ("parameters", "flops_per_token", "kv_bytes_per_token", "tokens")
+
+
+def _cost(runs: Mapping[int, RunRecord], planned: Mapping[str, Fact], name: str) -> int | None:
+    """What the runs say, before there are any what the plan says; the largest, since a diverged run has done less."""
+    known = [record.facts[name] for record in runs.values() if _has(record, name)] or [planned.get(name)]
+    return max((int(fact) for fact in known if isinstance(fact, int | float)), default=None)
 
 
 def table(comparison: Comparison, form: Format = "markdown") -> str:
@@ -159,7 +168,11 @@ def _effect(verdict: Verdict) -> tuple[str, str]:
     return f"{verdict.effect:+.{digits}f}", f"[{verdict.low:+.{digits}f}, {verdict.high:+.{digits}f}]"
 
 
-_HEADS = ("arm", "n", "lost", "mean", "sd", "difference", "interval", "parameters", "tokens", "seconds", "flops")
+_HEADS = (
+    "arm", "n", "lost", "mean", "sd", "difference", "interval",
+    "parameters", "flops_per_token", "kv_bytes_per_token", "tokens", "seconds",
+)  # fmt: skip
+"""Columns of the tables that are meant to be read; the FLOPs of a run are the product of two of them."""
 
 
 def _heads(comparison: Comparison, found: Sequence[Row]) -> dict[str, str]:
@@ -169,7 +182,7 @@ def _heads(comparison: Comparison, found: Sequence[Row]) -> dict[str, str]:
     names["mean"] = study.endpoint.metric
     names["difference"] = f"minus {study.control}"
     names["interval"] = f"{LEVEL:.0%} interval"
-    names["flops"] = "FLOPs"
+    names |= {"flops_per_token": "FLOPs/token", "kv_bytes_per_token": "KV bytes/token"}
     shown = [_cells(row, 4) for row in found]
     empty = [head for place, head in enumerate(_HEADS) if not any(cells[place] for cells in shown)]
     return {head: name for head, name in names.items() if head not in empty}
@@ -186,10 +199,9 @@ def _cells(row: Row, digits: int) -> list[str]:
         "" if row.sd is None else f"{row.sd:.{digits}f}",
         "" if row.difference is None else f"{row.difference:+.{digits}f}",
         interval,
-        "" if row.parameters is None else count_text(row.parameters),
-        "" if row.tokens is None else count_text(row.tokens),
+        *("" if cost is None else count_text(cost) for cost in (row.parameters, row.flops_per_token)),
+        *("" if cost is None else count_text(cost) for cost in (row.kv_bytes_per_token, row.tokens)),
         "" if row.seconds is None else f"{row.seconds:.1f}",
-        "" if row.flops is None else count_text(row.flops),
     ]
 
 
