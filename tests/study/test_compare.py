@@ -74,7 +74,7 @@ def test_an_invalid_run_makes_its_claims_invalid(tmp_path: Path):
     run(study, store, "good", 1, findings=[dead])
     found = compare(study, store)
     assert found.verdicts[0].status == "invalid"
-    assert "dead-parameter in good seed 1: w never moved" in found.verdicts[0].reason
+    assert "good, seed 1: w never moved" in found.verdicts[0].reason
     assert found.verdicts[1].status != "invalid"
 
 
@@ -108,7 +108,8 @@ def test_failed_diverged_and_unequal_seeds_are_counted(tmp_path: Path):
     run(study, store, "dead", 2, status="diverged", final={})
     found = compare(study, store)
     assert rules(found) == {"failed-runs", "diverged-runs", "unequal-seeds"}
-    assert "good: seed 2 failed (RuntimeError: no)" in {finding.message for finding in found.findings}
+    failed = next(finding for finding in found.findings if finding.rule == "failed-runs")
+    assert (failed.where, failed.message) == ("good", "seed 2 failed (RuntimeError: no)"), "the arm is named once"
     assert statuses(found) == ["undecided", "undecided"]
     assert "diverged" in found.verdicts[1].reason
 

@@ -21,6 +21,7 @@ from winnow.study.compare import compare
 from winnow.study.events import Event, LookEnded, LookStarted, RunEnded, RunWaits, Stopping, WorkerDied
 from winnow.study.launch import run_study
 from winnow.study.plan import load_plan
+from winnow.study.resolve import resolve
 
 BIG = {"better": {"effect": -0.1}, "same": {"effect": 0.0}}
 
@@ -54,6 +55,14 @@ def test_a_second_run_runs_nothing_and_says_the_same(tmp_path: Path, monkeypatch
     assert not [event for event in events if isinstance(event, LookStarted | RunEnded)]
     assert second.comparison.verdicts == first.comparison.verdicts == compare(study, store).verdicts
     assert (store.root / "studies" / "small.json").read_bytes() == plan
+
+
+def test_a_study_that_is_resolved_already_is_not_resolved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    resolved = resolve(study)
+    monkeypatch.setattr(launch, "resolve", lambda *_, **__: pytest.fail("the data is read a second time"))
+    outcome = run_study(study, store, fake(tmp_path, BIG, monkeypatch, seeds=(0,)), resolved=resolved)
+    assert [key.digest for key in outcome.ran] == [resolved.plan.run(arm, 0) for arm in study.arms]
 
 
 def test_chosen_seeds_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

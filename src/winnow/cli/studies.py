@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from winnow.notebook.execute import Source
     from winnow.records.run import Finding
     from winnow.records.store import RunStore
-    from winnow.study.launch import Outcome
+    from winnow.study.launch import Options, Outcome
     from winnow.study.plan import Plan
+    from winnow.study.resolve import Resolved
     from winnow.study.spec import Study
 
 STOPPED = 130
@@ -74,12 +75,12 @@ def run(
 
         launch = Options(jobs=jobs, seeds=wanted, device=device, threads=threads, trust=trust)
         # A mistake in the last study of a notebook is found before the first one has cost anything.
-        plans = [_resolved(study, records, trust) for study in source.studies]
+        plans = [_planned(study, records, trust) for study in source.studies]
         bad = False
         reports: list[dict[str, Any]] = []
-        for study, resolved in zip(source.studies, plans, strict=True):
-            _foretell(study, resolved, records, device, threads, jobs or default_jobs(device))
-            outcome = _launch(study, records, launch)
+        for study, (plan, resolved) in zip(source.studies, plans, strict=True):
+            _foretell(study, plan, records, device, threads, jobs or default_jobs(device))
+            outcome = _launch(study, records, launch, resolved)
             bad |= _conclude(source, study, records, outcome, quiet=as_json, reports=reports)
             if outcome is not None and outcome.stopped:
                 raise typer.Exit(STOPPED)
@@ -142,7 +143,7 @@ def plan(
     source = _open(file, settings, only)
     records = options.open_store(store, beside=file)
     found = [
-        foresee(study, _resolved(study, records, trust), records, device=device, threads=threads)
+        foresee(study, _planned(study, records, trust)[0], records, device=device, threads=threads)
         for study in source.studies
         if study.runs == "winnow"
     ]
@@ -192,40 +193,40 @@ def _open(file: Path, settings: list[str] | None, only: str | None) -> Source:
     return open_source(file, options.changes_of(settings), only)
 
 
-def _resolved(study: Study, records: RunStore, trust: bool) -> Plan:
-    """The study's arms in full: from the store where they have not changed, else anew. Refuses an unsound study."""
-    from winnow.study.plan import Plan, load_plan, stale_arms
+def _planned(study: Study, records: RunStore, trust: bool) -> tuple[Plan, Resolved | None]:
+    """The plan: from the store where the arms have not changed, else resolved anew. Refuses an unsound study."""
+    from winnow.study.plan import load_plan, stale_arms, without_arms
 
     if study.runs == "recorded":
-        return Plan(id=study.id, file=None)
+        return without_arms(study), None
     stored = load_plan(records, study)
     if stored is not None and not stale_arms(study, stored):
-        return stored
+        return stored, None
     from winnow.study.audit import audit, refuse
     from winnow.study.resolve import resolve
 
-    resolved = resolve(study, trust=trust).plan
-    refuse(study, audit(study, resolved, stored))
-    return resolved
+    resolved = resolve(study, trust=trust)
+    refuse(study, audit(study, resolved.plan, stored))
+    return resolved.plan, resolved
 
 
-def _foretell(study: Study, resolved: Plan, records: RunStore, device: str, threads: int, jobs: int) -> None:
+def _foretell(study: Study, plan: Plan, records: RunStore, device: str, threads: int, jobs: int) -> None:
     from winnow.cli.foresight import foresee, foresight_lines
 
     output.note(f"{output.bold(study.id)}{f': {study.question}' if study.question else ''}")
     if study.runs == "winnow":
-        for line in foresight_lines(foresee(study, resolved, records, device=device, threads=threads), jobs=jobs):
+        for line in foresight_lines(foresee(study, plan, records, device=device, threads=threads), jobs=jobs):
             output.note(line)
 
 
-def _launch(study: Study, records: RunStore, launch: Any) -> Outcome | None:
+def _launch(study: Study, records: RunStore, launch: Options, resolved: Resolved | None) -> Outcome | None:
     if study.runs == "recorded":
         return None
     from winnow.cli.progress import watching
     from winnow.study.launch import run_study
 
     with watching(study.endpoint.metric) as watcher:
-        return run_study(study, records, launch, watcher)
+        return run_study(study, records, launch, watcher, resolved=resolved)
 
 
 def _conclude(
@@ -271,19 +272,17 @@ def _audited(study: Study, records: RunStore, trust: bool) -> tuple[tuple[Findin
     """Findings of the audit, and why the study is refused; a study that passes has its plan put into the store."""
     from winnow.study.audit import audit, refuse
     from winnow.study.launch import register as register_plan
-    from winnow.study.plan import load_plan
+    from winnow.study.plan import load_plan, without_arms
     from winnow.study.resolve import resolve
 
-    if study.runs == "recorded":
-        return (), None
-    resolved = resolve(study, trust=trust).plan
-    found = audit(study, resolved, load_plan(records, study))
+    plan = without_arms(study) if study.runs == "recorded" else resolve(study, trust=trust).plan
+    found = audit(study, plan, load_plan(records, study))
     findings = tuple(item.finding for item in found)
     try:
         refuse(study, found)
     except InputError as error:
         return findings, error
-    register_plan(study, records, resolved)
+    register_plan(study, records, plan)
     return findings, None
 
 

@@ -20,7 +20,7 @@ from winnow.study.events import RunKey
 from winnow.study.ledger import arm_identity, ledger, noise_key
 from winnow.study.noise import Prior
 from winnow.study.observations import Better, Observations
-from winnow.study.plan import Plan, exploratory, load_plan, now, plan_lock, save_plan, seen, stale_arms
+from winnow.study.plan import Plan, exploratory, load_plan, now, plan_lock, save_plan, seen, stale_arms, without_arms
 from winnow.study.spec import Study
 from winnow.study.verdict import Verdict, judge_claims
 from winnow.train import health
@@ -68,7 +68,7 @@ def compare(study: Study, store: RunStore) -> Comparison:
         if study.runs == "winnow":
             mend = "give `winnow run` or `winnow check` first: they resolve the arms"
             raise InputError(f"study {study.id!r} has no plan in {store.root}", file=study.file, mend=mend)
-        plan = Plan(id=study.id, file=None if study.file is None else str(study.file.resolve()))
+        plan = without_arms(study)
     found, problems = find_runs(study, plan, store)
     noted = _noted(study, plan, found)
     if noted != plan:
@@ -121,11 +121,11 @@ def _recorded(study: Study, store: RunStore) -> tuple[dict[str, dict[int, RunRec
         written = {**study.base, **study.arms[arm]}
         other = [key for key, value in written.items() if key not in record.config or record.config[key] != value]
         if other:
-            message = f"{arm} seed {seed} was recorded with another {other[0]} than the arm says"
+            message = f"seed {seed} was recorded with another {other[0]} than the arm says"
             problems.append(Finding(rule="other-config", severity="invalid", message=message, where=arm))
         before = runs[arm].get(seed)
         if before is not None and _has_result(before) and _has_result(record):
-            message = f"{arm} seed {seed} was recorded twice, with different configs"
+            message = f"seed {seed} was recorded twice, with different configs"
             problems.append(Finding(rule="recorded-twice", severity="invalid", message=message, where=arm))
         if before is None or _has_result(record):
             runs[arm][seed] = record
@@ -140,7 +140,7 @@ def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[
     findings = [*problems]
     for finding in problems:
         if finding.severity == "invalid" and finding.where is not None:
-            invalid.setdefault(finding.where, finding.message)
+            invalid.setdefault(finding.where, f"{finding.where}: {finding.message}")
     for finding, claims in (*_unsound(study, ended), *_unlike(study, ended, store)):
         findings.append(finding)
         for name in claims:
@@ -219,7 +219,7 @@ def _values(
             elif claims:
                 message = f"{arm} seed {seed} never measured {metric}"
                 message += "" if study.endpoint.step is None else f" at step {study.endpoint.step}"
-                finding = Finding(rule="unmeasured", severity="invalid", message=message, where=arm)
+                finding = Finding(rule="unmeasured", severity="invalid", message=message)
                 unmeasured.append((finding, claims))
     return values, unmeasured
 
@@ -252,11 +252,8 @@ def _unsound(study: Study, ended: Runs) -> Iterator[Unsound]:
     """Invalid findings of runs, settings without effect, options of an arm that were never read."""
     for arm, by_seed in ended.items():
         claims = tuple(claim.id for claim in study.claims if arm in claim.all_arms)
-        for seed, record in by_seed.items():
-            for item in record.findings:
-                if item.severity == "invalid":
-                    message = f"{item.rule} in {arm} seed {seed}: {item.message}"
-                    yield item.model_copy(update={"message": message}), claims
+        for item in _once(arm, by_seed, invalid=True):
+            yield item, claims
     for item in health.no_effect(ended):
         pair = set((item.where or "").split(", "))
         yield item, tuple(claim.id for claim in study.claims if any(set(two) == pair for two in claim.pairs))
@@ -327,17 +324,17 @@ def _said(study: Study, plan: Plan, runs: Runs, stale: tuple[str, ...]) -> Itera
         failed = [seed for seed, record in by_seed.items() if not _has_result(record)]
         if failed:
             lines = (by_seed[failed[0]].error or by_seed[failed[0]].status).strip().splitlines()
-            message = f"{arm}: {_count(failed)} failed ({lines[-1]})"
+            message = f"{_count(failed)} failed ({lines[-1]})"
             mend = "`winnow run` tries again; `winnow show` has the traceback"
             yield Finding(rule="failed-runs", severity="warning", message=message, where=arm, mend=mend)
         diverged = [seed for seed, record in by_seed.items() if record.status == "diverged"]
         if diverged:
-            message = f"{arm}: {_count(diverged)} diverged; divergence is an outcome of its own, not a missing number"
+            message = f"{_count(diverged)} diverged; divergence is an outcome of its own, not a missing number"
             yield Finding(rule="diverged-runs", severity="warning", message=message, where=arm)
         if any(not record.watched for record in by_seed.values()):
-            message = f"{arm}: unwatched, made by another program: health could not look inside"
+            message = "made by another program: health could not look inside"
             yield Finding(rule="unwatched", severity="notice", message=message, where=arm)
-        yield from _health(arm, by_seed)
+        yield from _once(arm, by_seed, invalid=False)
     yield from _unequal(study, runs)
     for edit in plan.edits:
         message = f"{edit.what} (seen {edit.at}, after the runs began)"
@@ -347,13 +344,13 @@ def _said(study: Study, plan: Plan, runs: Runs, stale: tuple[str, ...]) -> Itera
         yield Finding(rule="looks-added", severity="notice", message=f"{message} e-process, which permits them")
 
 
-def _health(arm: str, by_seed: Mapping[int, RunRecord]) -> Iterator[Finding]:
-    """Warnings and notices of the runs, each once per arm, with the seeds that have it."""
+def _once(arm: str, by_seed: Mapping[int, RunRecord], *, invalid: bool) -> Iterator[Finding]:
+    """Findings of an arm's runs that make claims invalid, or the others: each once, with the seeds that have it."""
     seeds: dict[str, list[int]] = {}
     first: dict[str, Finding] = {}
     for seed, record in by_seed.items():
         for item in record.findings:
-            if item.severity != "invalid":
+            if (item.severity == "invalid") == invalid:
                 key = f"{item.rule} {item.where}"
                 first.setdefault(key, item)
                 seeds.setdefault(key, []).append(seed)

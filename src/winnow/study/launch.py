@@ -38,7 +38,7 @@ from winnow.study.events import (
     RunKey,
 )
 from winnow.study.plan import Plan, load_plan, now, plan_lock, rewritten, save_plan, seen
-from winnow.study.resolve import resolve
+from winnow.study.resolve import Resolved, resolve
 from winnow.study.spec import Study
 from winnow.study.workers import WORKER
 
@@ -86,10 +86,18 @@ def silent(event: Event) -> None:
 
 
 def run_study(
-    study: Study, store: RunStore, options: Options | None = None, on_event: Callable[[Event], None] = silent
+    study: Study,
+    store: RunStore,
+    options: Options | None = None,
+    on_event: Callable[[Event], None] = silent,
+    *,
+    resolved: Resolved | None = None,
 ) -> Outcome:
-    """Run what is missing and judge. Raises InputError where the study is wrong or is refused by the audit."""
-    return _Launch(study, store, options or Options(), on_event).go()
+    """Run what is missing and judge. Raises InputError where the study is wrong or is refused by the audit.
+
+    resolved: the study as `resolve` has found it just now, so that its data is not read a second time.
+    """
+    return _Launch(study, store, options or Options(), on_event).go(resolved)
 
 
 def register(study: Study, store: RunStore, plan: Plan) -> Plan:
@@ -121,8 +129,9 @@ class _Launch:
         if unknown:
             raise InputError(f"seed {unknown[0]} is not the study's", key="--seeds", mend=f"permitted: {study.seeds}")
 
-    def go(self) -> Outcome:
-        resolved = resolve(self.study, trust=self.options.trust)
+    def go(self, resolved: Resolved | None) -> Outcome:
+        resolved = resolved or resolve(self.study, trust=self.options.trust)
+        assert resolved.study is self.study
         stored = load_plan(self.store, self.study)
         found = audit(self.study, resolved.plan, stored)
         refuse(self.study, found)

@@ -102,6 +102,11 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def without_arms(study: Study) -> Plan:
+    """The plan of a study whose runs other programs make: its arms have no meaning here, its claims do."""
+    return Plan(id=study.id, file=None if study.file is None else str(study.file.resolve()))
+
+
 def load_plan(store: RunStore, study: Study) -> Plan | None:
     """The plan in the store, None where the study has not been resolved yet. Raises InputError if it is damaged."""
     path = inside(store.root / "studies", f"{study.plan_name}.json", what="study id")

@@ -125,7 +125,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes: list[str] = []
     have = sequencer.seeds(claim)
-    if not claim.confirmatory:
+    if claim.exploratory and claim.expect != "invalid":
         notes.append("exploratory: not corrected for several claims; confirm it on fresh seeds")
     elif screen:
         notes.append("screen: false discovery rate controlled, not the error of each claim; confirm on fresh seeds")
