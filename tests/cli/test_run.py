@@ -1,8 +1,4 @@
-"""`winnow run` for real: planted faults reach the verdicts, results are written once, Ctrl-C loses nothing.
-
-The faults are in the study, not in the program: a setting without effect, an option that is never read, a run that
-diverges. Health rules that need a faulty model have their tests beside the trainer.
-"""
+"""`winnow run` for real: a clean study, its results, the same again; Ctrl-C loses nothing. Faults: test_health.py."""
 
 from __future__ import annotations
 
@@ -15,87 +11,44 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.cli.tiny import WINNOW, winnow, write_study
+from tests.cli.tiny import WINNOW, Ended, winnow, write_study
 
 from winnow.notebook.document import Document
+from winnow.study import launch
 
 CLEAN = """\
 arms.wide = { model.d_ff = 128 }
 arms.other = { model.norm = { kind = "rmsnorm" } }
 claims.wide = "wide better-than control on val/ce smallest 0.01"
 """
-FAULTY = """\
-arms.dead = { train.clip = 1e6 }
-arms.diverges = { train.lr = 1e6 }
-arms.unread = { train.lr = 0.02, train.min_lr_fraction = 0.5 }
-claims.dead = "dead better-than control on val/ce smallest 0.01"
-claims.expected = { claim = "dead worse-than control on val/ce smallest 0.01", expect = "invalid" }
-claims.diverges = "diverges worse-than control on val/ce smallest 0.01"
-claims.unread = "unread better-than control on val/ce smallest 0.01"
-"""
-OFF = {"lr = 0.01 }": 'lr = 0.01, clip = "off", schedule = "constant" }'}
 
 
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict], str]:
-    """A finished run of the faulty study: its folder, its verdicts by claim, what it printed."""
-    folder = tmp_path_factory.mktemp("faulty")
-    file = write_study(folder, FAULTY, changes=OFF)
-    ended = winnow("run", file.name, "--jobs", 2, cwd=folder)
-    assert ended.returncode == 1, ended.stderr
-    compared = winnow("compare", file.name, "--json", cwd=folder)
-    assert compared.returncode == 1
-    report = json.loads(compared.stdout)[0]
-    return folder, {verdict["claim"]["id"]: verdict for verdict in report["verdicts"]}, ended.stdout + ended.stderr
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A notebook with a sound study, run once."""
     folder = tmp_path_factory.mktemp("clean")
     study = write_study(folder, CLEAN)
     text = f"# Lab\r\n\r\n```toml study\r\n{study.read_text()}```\r\n\r\nMy *own* words"
     (folder / "lab.md").write_bytes(text.replace("\r\n", "\n").replace("\n", "\r\n").encode())
     study.unlink()
-    return folder, winnow("run", "lab.md", cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "resolve", no_second_time)
+        return folder, winnow("run", "lab.md", "--jobs", 1, cwd=folder)
 
 
-def test_a_setting_without_effect_makes_the_claim_invalid(faulty):
-    _, verdicts, _ = faulty
-    assert verdicts["dead"]["status"] == verdicts["expected"]["status"] == "invalid"
-    assert "bit-identical" in verdicts["dead"]["reason"] or "no effect" in verdicts["dead"]["reason"]
-    assert (verdicts["dead"]["expected"], verdicts["expected"]["expected"]) == (False, True)
-
-
-def test_an_option_that_is_never_read_makes_the_claim_invalid(faulty):
-    _, verdicts, _ = faulty
-    assert verdicts["unread"]["status"] == "invalid"
-    assert "never read" in verdicts["unread"]["reason"]
-
-
-def test_divergence_is_an_outcome_and_names_step_and_tensor(faulty):
-    _, verdicts, printed = faulty
-    assert verdicts["diverges"]["status"] == "undecided"
-    assert "diverged" in verdicts["diverges"]["reason"]
-    assert re.search(r"non-finite: .*step \d+: .* is the first tensor", printed)
-
-
-def test_results_escape_what_the_study_says(faulty):
-    folder, _, _ = faulty
-    text = (folder / "tiny.results.md").read_text()
-    assert text.startswith("# Does &lt;b&gt;anything&lt;/b&gt; \\| help \\[here\\](x)?\n")
-    assert "<b>" not in text
+def no_second_time(*_: object, **__: object) -> None:
+    raise AssertionError("the plan that is printed has read the data: launching must not read it again")
 
 
 def test_a_clean_study_has_no_finding_and_a_plan_before_it_runs(clean):
     _, ended = clean
-    assert ended.returncode == 0, ended.stderr
-    assert "findings" not in ended.stdout
-    before, _, after = ended.stderr.partition("trying a few steps")
+    assert ended.code == 0, ended.err
+    assert "findings" not in ended.out
+    before, _, after = ended.err.partition("trying a few steps")
     assert "runs to do: 6 for the first look, at most 9" in before
     assert "smallest detectable effect" in before
     assert "look 1 of 2" in after
-    assert "n 3, rho" in ended.stdout
+    assert "n 3, rho" in ended.out
 
 
 def test_results_stand_under_the_cell_and_the_rest_of_the_notebook_is_untouched(clean):
@@ -119,25 +72,25 @@ def test_run_again_it_runs_nothing_and_says_and_writes_the_same(clean):
     kept = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".sqlite", ".lock")]
     files = {path: path.read_bytes() for path in kept if path.name != "lock"}
     again = winnow("run", "lab.md", cwd=folder)
-    assert again.returncode == 0
-    assert again.stdout == first.stdout
-    assert "8 recorded" in again.stderr, "at the second look only the open claim's arms run"
-    assert "look 1" not in again.stderr
+    assert again.code == 0
+    assert again.out == first.out
+    assert "8 recorded" in again.err, "at the second look only the open claim's arms run"
+    assert "look 1" not in again.err
     assert {path: path.read_bytes() for path in files} == files
 
 
 def test_why_show_table_and_status_speak_of_the_same_runs(clean):
     folder, _ = clean
-    why = json.loads(winnow("why", "lab.md", "wide", "--json", cwd=folder).stdout)
+    why = json.loads(winnow("why", "lab.md", "wide", "--json", cwd=folder).out)
     values = why["numbers"]["values"]
-    shown = json.loads(winnow("show", "tiny/wide/1", "--json", cwd=folder).stdout)
+    shown = json.loads(winnow("show", "tiny/wide/1", "--json", cwd=folder).out)
     assert shown["record"]["final"]["val/ce"] == values["wide"]["1"]
-    table = json.loads(winnow("table", "lab.md", "--format", "json", cwd=folder).stdout)
+    table = json.loads(winnow("table", "lab.md", "--format", "json", cwd=folder).out)
     row = next(row for row in table["rows"] if row["arm"] == "wide")
     assert row["mean"] == pytest.approx(sum(values["wide"].values()) / 3)
-    status = json.loads(winnow("status", "lab.md", "--json", cwd=folder).stdout)
+    status = json.loads(winnow("status", "lab.md", "--json", cwd=folder).out)
     assert status[0]["arms"]["wide"] == {"finished": [0, 1, 2]}
-    text = winnow("why", "lab.md", "wide", cwd=folder).stdout
+    text = winnow("why", "lab.md", "wide", cwd=folder).out
     assert f"{values['wide']['1']:.6g}" in text
 
 
@@ -145,7 +98,7 @@ def test_settings_of_the_command_line_make_another_study(clean):
     folder, _ = clean
     plan = (folder / "winnow-store/studies/tiny.json").read_bytes()
     ended = winnow("check", "lab.md", "--set", "train.steps=3", cwd=folder)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.err
     assert (folder / "winnow-store/studies/tiny.json").read_bytes() == plan
     assert len(list(folder.glob("winnow-store/studies/tiny.set-*.json"))) == 1
 
@@ -178,7 +131,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path: Path):
     said = stopped("goes on from step")
     assert int(re.search(r"goes on from step (\d+) of 100000", said)[1]) == rows  # type: ignore[index]
     assert _rows(tmp_path) >= rows
-    assert "interrupted" in winnow("status", "tiny.toml", cwd=tmp_path).stdout
+    assert "interrupted" in winnow("status", "tiny.toml", cwd=tmp_path).out
 
 
 def _rows(folder: Path) -> int:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+
+from winnow.cli import main
 
 STUDY = """\
 id = "tiny"
@@ -38,6 +43,27 @@ def write_study(
     return path
 
 
-def winnow(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def winnow(*arguments: object, cwd: Path) -> Ended:
+    """A command given in `cwd`, in this process, which has paid for its imports; the workers are real ones."""
+    out, err = StringIO(), StringIO()
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def winnow_process(*arguments: object, cwd: Path) -> Ended:
     """The real command in a process of its own."""
-    return subprocess.run([*WINNOW, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([*WINNOW, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
