@@ -62,7 +62,7 @@ def test_a_study_that_is_resolved_already_is_not_resolved_again(tmp_path: Path, 
     resolved = resolve(study)
     monkeypatch.setattr(launch, "resolve", lambda *_, **__: pytest.fail("the data is read a second time"))
     outcome = run_study(study, store, fake(tmp_path, BIG, monkeypatch, seeds=(0,)), resolved=resolved)
-    assert [key.digest for key in outcome.ran] == [resolved.plan.run(arm, 0) for arm in study.arms]
+    assert {key.digest for key in outcome.ran} == {resolved.plan.run(arm, 0) for arm in study.arms}
 
 
 def test_chosen_seeds_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

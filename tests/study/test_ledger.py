@@ -13,7 +13,7 @@ from tests.study.planned import TEXT, made_up, run_all
 from winnow.records.run import Finding, RunRecord
 from winnow.records.store import RunStore
 from winnow.study.compare import compare
-from winnow.study.ledger import arm_identity, ledger, noise_key
+from winnow.study.ledger import arm_identity, ledger, noise_key, pairing
 
 FACTS = {"trainable": 1000, "tokens": 640, "val_digest": "v"}
 
@@ -74,3 +74,33 @@ def test_unpaired_studies_borrow_from_the_ledger(tmp_path: Path):
     assert None not in (alone.low, alone.high, with_ledger.low, with_ledger.high)
     assert (alone.low, alone.high) != (with_ledger.low, with_ledger.high)
     assert with_ledger.effect == alone.effect
+
+
+def paired_runs(store: RunStore, study: str, rho: float, seeds: int) -> list[RunRecord]:
+    """Two arms of a study whose noise is shared to the degree rho, and a third that repeats the second."""
+    rng = random.Random(study)
+    found: list[RunRecord] = []
+    for seed in range(seeds):
+        shared = rng.gauss(0, 1)
+        values = [2 + 0.01 * (rho**0.5 * shared + (1 - rho) ** 0.5 * rng.gauss(0, 1)) for _ in range(2)]
+        for arm, value in zip("abc", (*values, values[1]), strict=True):
+            found.append(fake_record(store, f"{study} {arm}", seed, {"val/ce": value}, study=study, facts=FACTS))
+    return found
+
+
+def test_the_pairing_correlation_is_pooled_over_pairs_that_differ(tmp_path: Path):
+    store = RunStore(tmp_path)
+    runs = [*paired_runs(store, "x", 0.8, 40), *paired_runs(store, "y", 0.8, 40)]
+    key = noise_key(runs[0], "val/ce")
+    found = pairing(runs, key)
+    assert found is not None
+    assert found.pairs == 4, "a-b and a-c of each study: b and c are one experiment, x and y were never paired"
+    assert found.rho == pytest.approx(0.8, abs=0.12)
+    assert pairing(runs, key.replace({"hardware": "another"})) is None
+
+
+def test_a_correlation_of_a_few_runs_is_not_believed(tmp_path: Path):
+    runs = paired_runs(RunStore(tmp_path), "x", 0.8, 2)
+    assert pairing(runs, noise_key(runs[0], "val/ce")) is None
+    runs = [run for run in paired_runs(RunStore(tmp_path), "y", 0.8, 4) if not run.label.arm.endswith("c")]
+    assert pairing(runs, noise_key(runs[0], "val/ce")) is None, "3 degrees of freedom"

@@ -12,7 +12,7 @@ from winnow.records.provenance import hardware_class
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
 from winnow.study.claims import Claim
-from winnow.study.ledger import ledger
+from winnow.study.ledger import Pairing, ledger, pairing
 from winnow.study.noise import NoiseKey, Prior
 from winnow.study.plan import Plan
 from winnow.study.planning import plan_design
@@ -50,13 +50,17 @@ class ClaimForesight:
     metric: str
     seeds: int
     in_sd: float
-    """In standard deviations of the seeds, were the arms' runs not correlated at all: pairing only helps."""
+    """In standard deviations of the seeds."""
     effect: float | None
     """In units of the metric; None while the noise ledger knows too little."""
     seed_sd: float | None
     """What the ledger expects of the seeds."""
     ledger_arms: int
     """Arms that this rests on."""
+    rho: float | None
+    """Pairing correlation, as runs of this kind in the store have shown it; None: unknown, and taken to be 0."""
+    rho_pairs: int
+    """Pairs of arms that this rests on."""
 
 
 def foresee(study: Study, plan: Plan, store: RunStore, *, device: str = "cpu", threads: int = 1) -> Foresight:
@@ -78,9 +82,13 @@ def foresee(study: Study, plan: Plan, store: RunStore, *, device: str = "cpu", t
     known = ledger(everything.values(), dict.fromkeys(claim.metric for claim in study.claims))
     claims: list[ClaimForesight] = []
     warnings: list[str] = []
+    shared: dict[NoiseKey, Pairing | None] = {}
     for claim in study.claims:
-        prior = known.prior(_key(plan, claim, hardware)) if _key_known(plan, claim) else None
-        found, more = _claim(study, claim, prior)
+        key = _key(plan, claim, hardware) if _key_known(plan, claim) else None
+        prior = None if key is None else known.prior(key)
+        if key is not None and key not in shared:
+            shared[key] = pairing(everything.values(), key) if study.rule.paired else None
+        found, more = _claim(study, claim, prior, None if key is None else shared[key])
         if found is not None:
             claims.append(found)
         warnings += more
@@ -125,7 +133,14 @@ def foresight_lines(found: Foresight, *, jobs: int) -> list[str]:
         known = [claim for claim in found.claims if claim.seed_sd is not None]
         arms = max((claim.ledger_arms for claim in known), default=0)
         source = f"noise ledger of {arms} arms" if known else "no ledger yet: in seed standard deviations"
-        lines.append(f"  smallest detectable effect, 80 % power, without help from pairing ({source})")
+        rhos = sorted({f"{claim.rho:.2f}" for claim in found.claims if claim.rho is not None})
+        pairs = max(claim.rho_pairs for claim in found.claims)
+        help_ = (
+            f"paired at rho {' to '.join(dict.fromkeys((rhos[0], rhos[-1])))} of {pairs} measured pairs"
+            if rhos
+            else "without help from pairing"
+        )
+        lines.append(f"  smallest detectable effect, 80 % power, {help_} ({source})")
         lines += output.columns([[claim.claim, _effect(claim), claim.metric] for claim in found.claims], indent="    ")
     return lines + [f"  note: {text}" for text in found.warnings]
 
@@ -136,7 +151,9 @@ def _effect(claim: ClaimForesight) -> str:
     return f"{claim.in_sd:.1f} sd" if math.isfinite(claim.in_sd) else "none at one seed"
 
 
-def _claim(study: Study, claim: Claim, prior: Prior | None) -> tuple[ClaimForesight | None, tuple[str, ...]]:
+def _claim(
+    study: Study, claim: Claim, prior: Prior | None, shared: Pairing | None
+) -> tuple[ClaimForesight | None, tuple[str, ...]]:
     if not claim.pairs:
         return None, ()
     pairs = {frozenset(pair) for each in study.claims for pair in each.pairs}
@@ -149,6 +166,7 @@ def _claim(study: Study, claim: Claim, prior: Prior | None) -> tuple[ClaimForesi
         alpha=study.rule.alpha,
         prior=prior.weight if prior is not None else 0,
         sd=prior.sd if prior is not None else None,
+        rho=0.0 if shared is None else shared.rho,
         equalities=(claim.within,) if claim.within is not None else (),
     )
     found = ClaimForesight(
@@ -159,6 +177,8 @@ def _claim(study: Study, claim: Claim, prior: Prior | None) -> tuple[ClaimForesi
         effect=design.detectable,
         seed_sd=prior.sd if prior is not None else None,
         ledger_arms=prior.arms if prior is not None else 0,
+        rho=None if shared is None else shared.rho,
+        rho_pairs=0 if shared is None else shared.pairs,
     )
     return found, design.warnings
 
