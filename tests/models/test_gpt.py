@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,21 +234,5 @@ def test_bf16_autocast_trains() -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["softmax", "selective"])
 def test_compiles(kind) -> None:
-    from winnow.kernels.readout import linear_cross_entropy
-
-    _, model = build(torch.float32, attention={"kind": kind}, positions="rotary")
-    tokens, targets = torch.randint(V, (2, 2, T))
-
-    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(model(tokens).hidden, model.readout_weight, targets)
-
-    eager = loss(tokens, targets)
-    eager.backward()
-    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    compiled = torch.compile(loss)(tokens, targets)
-    compiled.backward()
-    assert torch.allclose(compiled, eager, rtol=1e-5)
-    for a, p in zip(grads, model.parameters(), strict=True):
-        assert p.grad is not None
-        assert torch.allclose(a, p.grad, rtol=1e-3, atol=1e-5)
+    """In a process of its own: the compiler cannot trace the tests' shape checks."""
+    subprocess.run([sys.executable, str(Path(__file__).with_name("compiled_step.py")), kind], check=True, timeout=300)

@@ -123,12 +123,10 @@ class Attention(nn.Module):
         """Queries, keys and values; queries and keys are already turned where positions are rotary."""
         H, K = self.shape.n_heads, self.shape.n_kv_heads
         qkv = self.qkv(x).unflatten(-1, (H + 2 * K, self.shape.d_head))
+        q, k, v = qkv.split((H, K, K), dim=2)
         if self.rotary is None:
-            q, k, v = qkv.split((H, K, K), dim=2)
             return q, k, v
-        qk, v = qkv.split((H + K, K), dim=2)
-        q, k = self.rotary(qk, state.positions).split((H, K), dim=2)
-        return q, k, v
+        return self.rotary(q, state.positions), self.rotary(k, state.positions), v
 
     def forward(self, x: Float[Tensor, "B T C"], state: MixerState) -> Mixed:
         q, k, v = self.project(x, state)

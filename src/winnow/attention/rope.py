@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from winnow.kernels.rotate import rotate
+
 BASE = 10_000.0
 """Longest wavelength is 2 pi times about this many tokens."""
 
@@ -38,6 +40,4 @@ class Rotary(nn.Module):
             cos, sin = self.cos[None, : x.shape[1]], self.sin[None, : x.shape[1]]
         else:
             cos, sin = self.cos[positions], self.sin[positions]
-        cos, sin = cos[:, :, None], sin[:, :, None]  # (B or 1, T, 1, D/2)
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+        return rotate(x, cos[:, :, None], sin[:, :, None])

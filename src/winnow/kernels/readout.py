@@ -68,14 +68,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             target = targets[part, None]
-            logs = torch.log_softmax(product(h[part], w), dim=-1, dtype=exact)
-            of_targets = logs.gather(1, target)
-            total -= (of_targets if weights is None else of_targets * weights[part, None]).sum()
+            scores = product(h[part], w).to(exact)
+            slope = scores.softmax(dim=-1)
+            # log(sum(exp)) from the largest score and its probability, at least 1/V: one pass of exp, not two.
+            peak = scores.amax(dim=-1, keepdim=True) - slope.amax(dim=-1, keepdim=True).log()
+            ce = peak - scores.gather(1, target)
+            total += (ce if weights is None else ce * weights[part, None]).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            # In place: the logits become their own gradient.
-            slope = logs.exp_()
-            slope.scatter_add_(1, target, torch.full_like(of_targets, -1.0))
+            # In place: the probabilities become the gradient of the logits.
+            slope.scatter_add_(1, target, torch.full_like(ce, -1.0))
             if weights is not None:
                 slope *= weights[part, None]
             slope = slope.to(cast_to)
