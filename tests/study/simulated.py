@@ -11,7 +11,7 @@ import numpy as np
 from winnow.study.claims import Claim, parse_claim
 from winnow.study.noise import Prior
 from winnow.study.observations import Observations, Seed
-from winnow.study.verdict import DecisionRule, decide_claims
+from winnow.study.verdict import DecisionRule, judge_claims
 
 LOOKS = (3, 5, 8)
 LEDGER = Prior(variance=1.0, degrees=12.0, arms=60)
@@ -101,7 +101,8 @@ def simulate(design: Design, studies: int, seed: int = 0) -> Rates:
     prior = LEDGER if design.ledger and not design.paired else None
     found = Rates(studies)
     for _ in range(studies):
-        found.all_statuses.append(dict(decide_claims(claims, draw(design, generator), rule, design.looks, prior=prior)))
+        verdicts = judge_claims(claims, draw(design, generator), rule, design.looks, prior=prior)
+        found.all_statuses.append({verdict.claim.id: verdict.status for verdict in verdicts})
     return found
 
 

@@ -20,7 +20,7 @@ order, not of when somebody looked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,36 +49,56 @@ class Decision:
 
 
 def decide(
-    claims: Mapping[str, Stages], alpha: float, correction: Correction, family: int, *, last: int, rate: float
+    claims: Mapping[str, Stages],
+    alpha: float,
+    correction: Correction,
+    family: int,
+    *,
+    last: int,
+    rate: float,
+    exploratory: Collection[str] = (),
+    on_stage: Callable[[int, Collection[str]], None] = lambda stage, still_open: None,
 ) -> dict[str, Decision]:
-    """Decide every claim. family: m, how many claims were declared. last: the stage at which a screen is read."""
+    """Decide every claim.
+
+    family: m, how many claims were declared. last: the stage at which a screen is read. exploratory: claims outside
+    the family, judged at the plain level. on_stage: told of each stage before it is read, with the claims that are
+    still open: what their arms have run by then is known from this alone.
+    """
     if correction == "screen":
-        return {name: _screened(name, claims, family, last, rate) for name in claims}
+        members = {name: stages for name, stages in claims.items() if name not in exploratory}
+        rest = {name: stages for name, stages in claims.items() if name in exploratory}
+        screened = {name: _screened(name, members, family, last, rate) for name in members}
+        return {**screened, **decide(rest, alpha, "none", family, last=last, rate=rate, exploratory=exploratory)}
     open_claims = dict(claims)
     levels: dict[str, dict[int, Levels]] = {name: {} for name in claims}
     decided: dict[str, Decision] = {}
     supported = refuted = 0
+    plain = Levels(alpha, alpha)
     for stage in sorted({stage for stages in claims.values() for stage in stages}):
+        on_stage(stage, open_claims.keys())
         while True:
             # All claims of a round are read at the same levels, so that their order does not matter.
-            now = Levels(alpha, alpha)
+            now = plain
             if correction == "holm":
                 now = Levels(alpha / max(1, family - supported), alpha / max(1, family - refuted))
             found: dict[str, Literal["supported", "refuted"]] = {}
             for name, stages in open_claims.items():
                 if stage not in stages:
                     continue
-                levels[name][stage] = now
-                if stages[stage].supported(now.support):
+                level = plain if name in exploratory else now
+                levels[name][stage] = level
+                if stages[stage].supported(level.support):
                     found[name] = "supported"
-                elif stages[stage].refuted(now.refute):
+                elif stages[stage].refuted(level.refute):
                     found[name] = "refuted"
             for name, status in found.items():
                 decided[name] = Decision(status, stage, levels[name])
                 del open_claims[name]
-            supported += sum(status == "supported" for status in found.values())
-            refuted += sum(status == "refuted" for status in found.values())
-            if not found or correction == "none":
+            confirmed = [status for name, status in found.items() if name not in exploratory]
+            supported += confirmed.count("supported")
+            refuted += confirmed.count("refuted")
+            if not confirmed or correction == "none":
                 break
     for name, stages in open_claims.items():
         decided[name] = Decision("undecided", max(stages, default=None), levels[name])

@@ -195,7 +195,8 @@ def numbers(
         ]
     if forecast is not None:
         found["forecast"] = asdict(forecast)
-    if claim.smallest is not None and claim.pairs and read.evidence.contrasts:
+    open_still = decision is not None and decision.status == "undecided"
+    if open_still and claim.smallest is not None and claim.pairs and read.evidence.contrasts:
         contrast = read.evidence.contrasts[0]
         if contrast.spreads:
             n = min(contrast.spreads[0].design.sizes[-1])

@@ -76,6 +76,7 @@ class Sequencer:
         kept = (pair for pair in pairs if not self.excluded.intersection(pair) and pair[0] != pair[1])
         self.pairs = tuple(dict.fromkeys((min(pair), max(pair)) for pair in kept))
         self._windows: dict[tuple[tuple[str, ...], int | None], dict[str, dict[Seed, float | None]]] = {}
+        self._due: dict[int, dict[str, int]] = {}
         self._noise: dict[tuple[Pair, int | None], tuple[tuple[float, ...], float] | None] = {}
 
     def seeds(self, claim: Claim) -> int:
@@ -96,6 +97,27 @@ class Sequencer:
         for n in range(first, have + 1):
             found.append(Stage(len(looks) + n - first, n, (n,), n, open_ended=True))
         return found
+
+    def reach(self, stage: int, arms: Collection[str]) -> None:
+        """Note, in order of the stages, which arms get more seeds at a stage: those of claims that are still open.
+
+        Other arms then lend the noise of the seeds that they had before, however many were run for other reasons, so
+        that a verdict is a function of the data in their declared order and not of when somebody looked.
+        """
+        if self.looks is None:
+            return
+        beyond = self.looks[-1] + 1 if self.looks else 2
+        count = self.looks[stage] if stage < len(self.looks) else beyond + stage - len(self.looks)
+        before = max((known for known in self._due if known < count), default=None)
+        self._due[count] = {
+            arm: count if before is None or arm in arms else self._due[before][arm]
+            for arm in self.observations.outcomes
+        }
+
+    def _lent(self, arms: Iterable[str], count: int | None) -> int | None:
+        """How many seeds these arms lend at a stage of `count` seeds."""
+        due = None if count is None else self._due.get(count)
+        return count if due is None else min(due[arm] for arm in arms)
 
     def evidence(self, claim: Claim) -> Mapping[int, Evidence]:
         """What the claim's numbers say at every stage that was reached, worked out when it is read."""
@@ -195,16 +217,16 @@ class Sequencer:
         }
 
     def _other_pairs(self, pair: Pair, differences: list[float], count: int | None) -> list[tuple[float, int]]:
-        """(variance, degrees of freedom) of the study's other pairs at the same number of seeds.
+        """(variance, degrees of freedom) of the study's other pairs at the seeds that they have by then (`reach`).
 
         An arm that is bit-identical to another would lend a pair's own noise to itself: copies count once.
         """
-        seen = {_unsigned(differences)}
+        seen = [_unsigned(differences)]
         found: list[tuple[float, int]] = []
         for other in self.pairs:
-            noise = self._pair_noise(other, count) if set(other) != set(pair) else None
-            if noise is not None and noise[0] not in seen:
-                seen.add(noise[0])
+            noise = self._pair_noise(other, self._lent(other, count)) if set(other) != set(pair) else None
+            if noise is not None and not _is_copy(noise[0], seen):
+                seen.append(noise[0])
                 found.append((noise[1], len(noise[0]) - 1))
         return found
 
@@ -220,13 +242,17 @@ class Sequencer:
 
     def _other_arms(self, pair: Pair, count: int | None) -> tuple[tuple[float, int], ...]:
         """(variance, degrees of freedom) of the study's other arms; bit-identical ones count once."""
-        values = {arm: self._arm_values(arm, count) for arm in self.observations.outcomes if arm not in self.excluded}
-        seen = {values[arm] for arm in pair if arm in values}
+        seen = [self._arm_values(arm, count) for arm in pair]
+        values = {
+            arm: self._arm_values(arm, self._lent([arm], count))
+            for arm in self.observations.outcomes
+            if arm not in self.excluded
+        }
         found: list[tuple[float, int]] = []
         for arm, kept in values.items():
-            if arm in pair or len(kept) < 2 or kept in seen:
+            if arm in pair or len(kept) < 2 or _is_copy(kept, seen):
                 continue
-            seen.add(kept)
+            seen.append(kept)
             variance = moments(kept)[1]
             if variance > 0:
                 found.append((variance, len(kept) - 1))
@@ -254,6 +280,11 @@ class _Stages(Mapping[int, Evidence]):
 
     def __len__(self) -> int:
         return len(self.reached)
+
+
+def _is_copy(values: tuple[float, ...], seen: Iterable[tuple[float, ...]]) -> bool:
+    """Whether these are somebody else's numbers, as far as both go."""
+    return any(all(x == y for x, y in zip(values, other, strict=False)) for other in seen if other)
 
 
 def _unsigned(differences: list[float]) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ its first crossing. What each rule is stands in `evidence` (the decision table),
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -103,23 +103,6 @@ def judge_claims(
     return tuple(_verdict(claim, court, budgets.get(claim.id, "")) for claim in court.claims)
 
 
-def decide_claims(
-    claims: Iterable[Claim],
-    observations: Observations | Mapping[str, Observations],
-    rule: DecisionRule | None = None,
-    looks: tuple[int, ...] | None = None,
-    *,
-    prior: Prior | Mapping[str, Prior] | None = None,
-    invalid: Mapping[str, str] | None = None,
-) -> dict[str, Status]:
-    """The statuses of `judge_claims` alone, by claim id: what a loop that adds seeds until all is decided asks for."""
-    court = _Court(tuple(claims), observations, rule or DecisionRule(), looks, prior, invalid or {})
-    return {
-        claim.id: court.decisions[claim.id].status if claim.id in court.decisions else "invalid"
-        for claim in court.claims
-    }
-
-
 class _Court:
     """Claims, how their observations are read, and what was decided."""
 
@@ -159,17 +142,27 @@ class _Court:
     def _decide(self) -> dict[str, Decision]:
         # Invalid claims still count: the family is what was declared, not what turned out well.
         family = max(1, sum(claim.confirmatory for claim in self.claims))
-        last = len(self.looks) - 1 if self.looks else 0
-        found: dict[str, Decision] = {}
-        for confirmatory in (True, False):
-            stages = {
-                claim.id: self.sequencers[claim.metric].evidence(claim)
-                for claim in self.claims
-                if claim.id not in self.invalid and claim.confirmatory == confirmatory
-            }
-            correction: Correction = self.rule.correction if confirmatory else "none"
-            found |= decide(stages, self.rule.alpha, correction, family, last=last, rate=self.rule.screen_rate)
-        return found
+        stages = {
+            claim.id: self.sequencers[claim.metric].evidence(claim)
+            for claim in self.claims
+            if claim.id not in self.invalid
+        }
+        return decide(
+            stages,
+            self.rule.alpha,
+            self.rule.correction,
+            family,
+            last=len(self.looks) - 1 if self.looks else 0,
+            rate=self.rule.screen_rate,
+            exploratory={claim.id for claim in self.claims if not claim.confirmatory},
+            on_stage=self._reach,
+        )
+
+    def _reach(self, stage: int, still_open: Collection[str]) -> None:
+        """Before a stage is read: the arms of claims that are still open have its seeds, others none more."""
+        arms = {arm for claim in self.claims if claim.id in still_open for arm in claim.all_arms}
+        for sequencer in self.sequencers.values():
+            sequencer.reach(stage, arms)
 
 
 def _checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[int, ...] | None:
