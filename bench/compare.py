@@ -1,6 +1,6 @@
 """`compare` over 1,000 recorded runs: at most 3 seconds, in a fresh process.
 
-    python -m bench.compare [--runs 1000]        from the root of the repository
+    python bench/compare.py [--runs 1000]
 
 The gate is correctness: every claim must get the verdict that its planted effect deserves, or nothing is timed. The
 first comparison reads every record and builds the store's index, the second finds the index; both are reported, the
@@ -18,8 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from tests.fakes import fake_record
 
+from report import heading, publish, table
 from winnow.records.store import RunStore
 from winnow.study.plan import Plan, PlannedArm, save_plan, written_digest
 from winnow.study.spec import Study, parse_study
@@ -52,8 +55,8 @@ def study_text(seeds: int) -> str:
 def plan_of(study: Study) -> Plan:
     """The plan as it would have been resolved."""
     arms = {}
-    for name, table in study.arms.items():
-        config = {key: dict(value) for key, value in table.items()}
+    for name, settings in study.arms.items():
+        config = {key: dict(value) for key, value in settings.items()}
         written = written_digest(study, name, {})
         arms[name] = PlannedArm(written=written, config=config, identity=config, data="d", metrics={"val/ce": "lower"})
     return Plan(id=study.id, file=None, arms=arms)
@@ -83,7 +86,7 @@ def fill(store: RunStore, study: Study, plan: Plan) -> None:
 
 
 def main() -> None:
-    """Print the two medians; fail where a verdict is wrong."""
+    """Publish the two medians; fail where a verdict is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     runs = parser.parse_args().runs
@@ -95,7 +98,7 @@ def main() -> None:
         plan = plan_of(study)
         save_plan(store, study, plan.replace({"started": "2026-01-01T00:00:00+00:00"}))
         fill(store, study, plan)
-        found: dict[str, list[float]] = {"without index": [], "with index": []}
+        found: dict[str, list[float]] = {"absent (it is built)": [], "present": []}
         for _ in range(5):
             (store.root / "index.sqlite").unlink(missing_ok=True)
             for name in found:
@@ -107,8 +110,15 @@ def main() -> None:
                 wanted = ["supported" if place % 3 == 1 else "refuted" for place in range(1, ARMS)]
                 wrong = sum(a != b for a, b in zip(said[1:], wanted, strict=True))
                 assert wrong <= ARMS // 20, f"{wrong} wrong verdicts: nothing is timed"
-        for name, seconds in found.items():
-            print(f"compare {runs} runs, {name}: {statistics.median(seconds):.2f} s (limit 3 s, import included)")
+    rows = [(name, f"{statistics.median(seconds):.2f}") for name, seconds in found.items()]
+    publish(
+        "compare",
+        heading(f"`compare` over {runs:,} recorded runs", "compare", threads=1, packages=("pydantic",))
+        + f"{ARMS} arms of {runs // ARMS} seeds, {ARMS - 1} claims; a fresh process each time, import included; "
+        "medians of five. Every verdict is checked before a time counts.\n\n"
+        + table(["store's index", "seconds"], rows)
+        + "\nAllowed: 3 s.\n",
+    )
 
 
 if __name__ == "__main__":

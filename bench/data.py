@@ -1,27 +1,25 @@
 """What data costs a training step: the time to make an update's batch against the time to compute the update.
 
-    python bench/data.py [--rounds 15] [--json bench/results/data.json]
+    python bench/data.py [--rounds 15]
 
-One process, one thread, interleaved, medians. Rows are first compared with plain slices of the text. What is wanted:
-data is never the bottleneck, at most 1 % of a step. Also printed: building the `stdlib` corpus, warm, against the
-time that reading and hashing its bytes takes at the least.
+One process, one thread, interleaved, medians of CPU time, so that other programs on the machine disturb little. Rows
+are first compared with plain slices of the text. What is wanted: data is never the bottleneck, at most 1 % of a step.
+Also measured: building the `stdlib` corpus, warm, against the time that reading and hashing its bytes takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from report import heading, publish, table
 from winnow.kernels.readout import linear_cross_entropy
 from winnow.models import ModelConfig
 from winnow.parameters import initialise
@@ -44,10 +42,10 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """CPU time of one call."""
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def check_rows(task: Task) -> None:
@@ -80,23 +78,22 @@ def data_over_step(task: Task, step: Callable[[Batch], None], rounds: int) -> fl
     training: list[float] = []
     step(task.batch(0, 0, range(ROWS), ROWS))
     for index in range(1, rounds + 1):
-        start = time.perf_counter()
+        start = time.thread_time()
         batch = task.batch(0, index, range(ROWS), ROWS)
-        made = time.perf_counter()
+        made = time.thread_time()
         step(batch)
         loading.append(made - start)
-        training.append(time.perf_counter() - made)
+        training.append(time.thread_time() - made)
     return statistics.median(loading) / statistics.median(training)
 
 
-def measure(rounds: int) -> list[dict[str, Any]]:
-    """One row per shape."""
-    rows: list[dict[str, Any]] = []
+def measure(rounds: int) -> dict[str, float]:
+    """Data over step, for each shape."""
+    shares: dict[str, float] = {}
     for name, (model_table, task_table) in SHAPES.items():
         task = CorpusConfig.model_validate(task_table).build()
-        share = data_over_step(task, stepper(model_table, task), rounds)
-        rows.append({"shape": name, "data_over_step": share, "loads_per_step": 1 / share})
-    return rows
+        shares[name] = data_over_step(task, stepper(model_table, task), rounds)
+    return shares
 
 
 def build_ratio(rounds: int) -> tuple[float, float]:
@@ -113,23 +110,21 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     check_rows(CorpusConfig(context=64).build())
-    rows = measure(options.rounds)
-    for row in rows:
-        verdict = "" if row["data_over_step"] <= WANTED else f"  over the wanted {WANTED:.0%}"
-        print(
-            f"{row['shape']:42} data is {row['data_over_step']:.3%} of a step "
-            f"({row['loads_per_step']:.0f}x as fast as needed){verdict}"
-        )
+    shares = measure(options.rounds)
     build, ratio = build_ratio(5)
-    print(f"{'building the stdlib corpus, warm':42} {build:.2f} s, {ratio:.1f}x reading and hashing its bytes")
-    if options.json is not None:
-        machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
-        options.json.write_text(json.dumps({**machine, "rows": rows, "build_over_read": ratio}, indent=1) + "\n")
-    if max(row["data_over_step"] for row in rows) > WANTED:
+    rows = [(name, f"{share:.4%}", f"{1 / share:,.0f}") for name, share in shares.items()]
+    publish(
+        "data",
+        heading("What data costs a training step", "data", threads=1)
+        + f"{ROWS} rows an update, one process; {options.rounds} updates of each shape, medians of CPU time.\n\n"
+        + table(["shape", "data, share of a step", "times as fast as needed"], rows)
+        + f"\nWanted: at most {WANTED:.0%} of a step. Building the `stdlib` corpus, warm: {build:.2f} s, {ratio:.1f} "
+        "times what reading and hashing its bytes takes.\n",
+    )
+    if max(shares.values()) > WANTED:
         sys.exit(1)
 
 

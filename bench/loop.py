@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
+from report import heading, publish, table
 from winnow.config import run_digest
 from winnow.kernels.readout import linear_cross_entropy
-from winnow.records.provenance import cpu_model
 from winnow.records.run import Label, RunIdentity
 from winnow.records.store import RunStore
 from winnow.train.config import RunConfig
@@ -29,7 +29,6 @@ from winnow.train.device import prepare
 from winnow.train.loop import Loop, build_task
 from winnow.train.trainer import Training, silent
 
-DATE = "2026-11-22"
 STEPS = 300
 ALLOWED = 1.05
 QUICKSTART = {
@@ -38,7 +37,6 @@ QUICKSTART = {
     "train": {"steps": 10 * STEPS, "tokens_per_update": 32 * 64, "lr": 1e-3, "clip": None},
     "evaluation": {"every": 10 * STEPS, "tokens": 4096},
 }
-RESULTS = Path(__file__).parent / "results" / "loop.md"
 
 
 def bare_step(config: RunConfig) -> Callable[[], None]:
@@ -95,21 +93,19 @@ def main() -> None:
     ratio = statistics.median(whole) / statistics.median(bare)
     paired = sorted(b / a for a, b in zip(bare, whole, strict=True))
     low, high = paired[len(paired) // 4], paired[3 * len(paired) // 4]
-    table = f"""# The loop's cost over a bare step
-
-`python bench/loop.py`, {DATE}, {cpu_model()}, 1 thread, torch {torch.__version__}. GPT of the quickstart (d_model 64,
-2 layers, context 64, 32 sequences, bytes); {STEPS} steps of each, alternating.
-
-| | median, CPU ms |
-|---|---|
-| bare forward + backward + AdamW step | {1e3 * statistics.median(bare):.2f} |
-| whole loop (data, norm, health, metrics line, progress) | {1e3 * statistics.median(whole):.2f} |
-| ratio of medians (quartiles of the paired ratios) | {ratio:.3f} ({low:.3f} to {high:.3f}) |
-
-Allowed: {ALLOWED:.2f}. Not in it: evaluations and checkpoints, whose own work is not overhead.
-"""
-    print(table)
-    RESULTS.write_text(table, encoding="utf-8")
+    rows = [
+        ("bare forward + backward + AdamW step", f"{1e3 * statistics.median(bare):.2f}"),
+        ("whole loop (data, norm, health, metrics line, progress)", f"{1e3 * statistics.median(whole):.2f}"),
+        ("ratio of medians (quartiles of the paired ratios)", f"{ratio:.3f} ({low:.3f} to {high:.3f})"),
+    ]
+    publish(
+        "loop",
+        heading("The loop's cost over a bare step", "loop", threads=1)
+        + "GPT of the quickstart (d_model 64, 2 layers, context 64, 32 sequences, bytes); "
+        + f"{STEPS} steps of each, alternating.\n\n"
+        + table(["", "median, CPU ms"], rows)
+        + f"\nAllowed: {ALLOWED:.2f}. Not in it: evaluations and checkpoints, whose own work is not overhead.\n",
+    )
 
 
 if __name__ == "__main__":

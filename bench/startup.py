@@ -1,6 +1,6 @@
 """CPU time to start commands that only read text or records, against an empty Python program.
 
-    python bench/startup.py [--rounds 7] [--json bench/results/startup.json]
+    python bench/startup.py [--rounds 7]
 
 Interleaved; the minimum of the rounds, since noise only ever adds CPU time. Each command is also checked never to
 import torch or scipy.stats, and must end well before its time counts. What is promised: at most 0.5 s of CPU time.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from report import heading, publish, table
 
 PROMISE = 0.5
 """Seconds of CPU time."""
@@ -79,10 +80,9 @@ WINNOW = [sys.executable, "-c", "from winnow.cli import main; main()"]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,12 +99,14 @@ def main() -> None:
                 seconds[f"winnow {command}"].append(cpu_seconds([*WINNOW, *arguments], folder))
     empty = min(seconds["python -c pass"])
     rows = {command: min(times) for command, times in seconds.items()}
-    for command, least in rows.items():
-        verdict = "" if least <= PROMISE else f"  over the promised {PROMISE} s"
-        print(f"{command:22} {least:6.3f} s CPU  {least / empty:5.1f}x{verdict}")
-    if options.json is not None:
-        machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
-        options.json.write_text(json.dumps({**machine, "seconds": rows, "rounds": options.rounds}, indent=1) + "\n")
+    cells = [(f"`{name}`", f"{least:.3f}", f"{least / empty:.1f}") for name, least in rows.items()]
+    publish(
+        "startup",
+        heading("CPU time to start a command", "startup", threads=1, packages=("pydantic", "typer"))
+        + f"User and system time of a fresh process; the least of {options.rounds} rounds, interleaved.\n\n"
+        + table(["command", "seconds", "times an empty program"], cells)
+        + f"\nPromised: {PROMISE} s, without importing {' or '.join(FORBIDDEN)}.\n",
+    )
     if max(rows.values()) > PROMISE:
         sys.exit(1)
 
