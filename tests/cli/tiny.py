@@ -55,6 +55,7 @@ class Ended:
 def winnow(*arguments: object, cwd: Path) -> Ended:
     """A command given in `cwd`, in this process, which has paid for its imports; the workers are real ones."""
     out, err = StringIO(), StringIO()
+    code = 0
     with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         try:
             main([str(argument) for argument in arguments])

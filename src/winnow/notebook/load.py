@@ -26,8 +26,9 @@ def load_study(
     not results: the file stays as it is. Raises InputError with the place and the mend.
     """
     source = open_source(Path(path), changes, only)
-    if len(source.studies) > 1:
-        names = " or ".join(repr(study.id) for study in source.studies)
+    study, *others = source.studies
+    if others:
+        names = " or ".join(repr(each.id) for each in source.studies)
         raise InputError(f"has {len(source.studies)} studies", file=path, key="only", mend=f"choose {names}")
     root = find_store(None if store is None else Path(store), beside=source.path)
-    return OpenStudy(source.studies[0], RunStore(root))
+    return OpenStudy(study, RunStore(root))
