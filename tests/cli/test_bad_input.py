@@ -140,6 +140,14 @@ def test_seeds_that_are_no_seeds(winnow, tmp_path: Path, text: str, words: str):
     one_line(winnow("run", file, "--seeds", text), "--seeds", words)
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("name", ["foo", "cuda:99"])
+def test_a_device_that_is_not_here_costs_nothing(winnow, tmp_path: Path, command: str, name: str):
+    file = write_study(tmp_path, CLAIM)
+    one_line(winnow(command, file, "--device", name), f"--device: device {name!r} is not on this machine", "permitted")
+    assert not (tmp_path / "winnow-store").exists()
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(winnow, tmp_path: Path):
     file = write_study(tmp_path, "nonsense = 1\n")
     for arguments in (["--debug", "check", file], ["check", file, "--debug"]):

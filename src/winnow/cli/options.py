@@ -63,6 +63,18 @@ def seeds_of(text: str | None) -> tuple[int, ...] | None:
     return tuple(seeds)
 
 
+def device_of(name: str) -> str:
+    """The device that `--device` names, `auto` resolved. Raises InputError where it is not on this machine."""
+    if name == "cpu":  # what is recorded is read without torch
+        return name
+    from winnow.train.device import find_device
+
+    try:
+        return str(find_device(name))
+    except InputError as error:
+        raise InputError(error.message, key="--device", mend=error.mend) from None
+
+
 def open_store(store: Path | None, beside: Path | None = None) -> RunStore:
     """The store that a command reads or writes."""
     from winnow.records.store import RunStore, find_store

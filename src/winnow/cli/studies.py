@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps or auto.")]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at once. None: one per core, as memory allows."),
@@ -63,7 +63,7 @@ def run(
     from winnow.cli.progress import STOPPING
 
     source = _open(file, settings, only)
-    wanted = options.seeds_of(seeds)
+    wanted, device = options.seeds_of(seeds), options.device_of(device)
     for study in source.studies:
         unknown = [seed for seed in wanted or () if seed not in study.seeds]
         if unknown:
@@ -140,7 +140,7 @@ def plan(
     from winnow.cli.foresight import foresee, foresight_lines
     from winnow.study.launch import default_jobs
 
-    source = _open(file, settings, only)
+    source, device = _open(file, settings, only), options.device_of(device)
     records = options.open_store(store, beside=file)
     found = [
         foresee(study, _planned(study, records, trust)[0], records, device=device, threads=threads)
