@@ -1,7 +1,8 @@
 """A worker that trains nothing: it answers as `winnow.train.worker` does, with numbers drawn from known effects.
 
 What it does stands in the JSON file that $FAKE_WORKER names, by arm: {"effect": 0.1, "sd": 0.01, "rho": 0.5,
-"seconds": 0.0, "status": "finished", "fail": 0, "die": 0, "same": ""}. `fail` and `die` count how often.
+"seconds": 0.0, "status": "finished", "fail": 0, "die": 0, "same": "", "refuse": "", "refuse_runs": ""}. `fail` and
+`die` count how often; `refuse` says why every request is refused, `refuse_runs` why those after the preflight are.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ def record(request: dict[str, Any], settings: dict[str, Any], run: Any) -> RunRe
 def handle(request: dict[str, Any], folder: Path, settings: dict[str, Any]) -> None:
     digest, arm = request["digest"], request["label"]["arm"]
     assert set(SECTIONS) <= set(request["config"]), "the whole configuration is sent"
-    if "preflight_steps" in request:
+    trying = "preflight_steps" in request
+    refusal = settings.get("refuse") or (not trying and settings.get("refuse_runs"))
+    if refusal:
+        say("failed", digest, status="refused", error=refusal)
+        return
+    if trying:
         trial = {"steps": 3, "seconds_per_step": 0.01, "seconds_per_evaluation": 0.01, "checkpoint_bytes": 1000}
         weights = settings.get("same") or arm
         say(

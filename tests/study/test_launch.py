@@ -16,12 +16,14 @@ import pytest
 from tests.study.studies import TEXT, fake, small, trained
 
 from winnow.errors import InputError
+from winnow.records.store import RunStore
 from winnow.study import launch
 from winnow.study.compare import compare
-from winnow.study.events import Event, LookEnded, LookStarted, RunEnded, RunWaits, Stopping, WorkerDied
+from winnow.study.events import Event, LookEnded, LookStarted, PreflightEnded, RunEnded, RunWaits, Stopping, WorkerDied
 from winnow.study.launch import run_study
 from winnow.study.plan import load_plan
 from winnow.study.resolve import resolve
+from winnow.study.spec import Study
 
 BIG = {"better": {"effect": -0.1}, "same": {"effect": 0.0}}
 
@@ -140,6 +142,54 @@ def test_no_disk_space_is_said_before_anything_runs(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="GiB are free"):
         run_study(study, store, fake(tmp_path, {}, monkeypatch))
     assert trained(tmp_path) == []
+    assert not started(study, store)
+
+
+def test_what_every_arm_is_refused_freezes_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    events: list[Event] = []
+    options = fake(tmp_path, {arm: {"refuse": "no such device"} for arm in study.arms}, monkeypatch)
+    with pytest.raises(InputError, match="no such device"):
+        run_study(study, store, options, events.append)
+    assert not [event for event in events if isinstance(event, LookStarted | RunEnded)]
+    assert not started(study, store)
+
+
+def test_a_watcher_that_breaks_in_the_preflight_freezes_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+
+    def watch(event: Event) -> None:
+        if isinstance(event, PreflightEnded):
+            raise OSError("planted")
+
+    with pytest.raises(OSError, match="planted"):
+        run_study(study, store, fake(tmp_path, {}, monkeypatch), watch)
+    assert not started(study, store)
+
+
+@pytest.mark.parametrize("fault", [{"fail": 99}, {"refuse_runs": "planted"}])
+def test_an_arm_that_cannot_run_buys_no_more_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: dict):
+    study, store = small(tmp_path)
+    events: list[Event] = []
+    outcome = run_study(study, store, fake(tmp_path, {"same": fault}, monkeypatch), events.append)
+    looks = [event for event in events if isinstance(event, LookStarted)]
+    assert [(look.look, look.arms) for look in looks] == [
+        (1, ("control", "better", "same")),
+        (2, ("control", "better")),
+    ]
+    assert [key.arm for key in outcome.failed] == ["same"] * 3
+
+
+def test_nothing_more_is_bought_when_the_control_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = small(tmp_path)
+    outcome = run_study(study, store, fake(tmp_path, {"control": {"fail": 99}}, monkeypatch))
+    assert {key.seed for key in outcome.ran} == {0, 1, 2}
+
+
+def started(study: Study, store: RunStore) -> str | None:
+    plan = load_plan(store, study)
+    assert plan is not None
+    return plan.started
 
 
 def test_what_the_audit_refuses_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

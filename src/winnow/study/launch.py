@@ -2,8 +2,9 @@
 
     resolve -> audit (refuse) -> plan into the store -> preflight -> for each look: missing runs, then verdicts
 
-At a look only those arms get more seeds that an undecided claim still needs (at the first look all arms do). Claims
-are frozen when the first run starts. Everything is resumable: the same call goes on where the last one ended.
+At a look only those arms get more seeds that an undecided claim still needs (at the first look all arms do), and none
+whose claim has an arm that failed in this launch. Claims are frozen when the first run starts, after the preflight has
+shown that it can. Everything is resumable: the same call goes on where the last one ended.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from winnow.study.events import (
     RunEnded,
     RunKey,
 )
+from winnow.study.needs import open_arms
 from winnow.study.plan import Plan, load_plan, now, plan_lock, rewritten, save_plan, seen
 from winnow.study.resolve import Resolved, resolve
 from winnow.study.spec import Study
@@ -144,8 +146,9 @@ class _Launch:
             try:
                 for work in self._work():
                     if crew is None:
+                        crew = self._crew()
+                        self._preflight(crew, work.missing)
                         self._start()
-                        crew = self._preflight(work.missing)
                     self._emit(work)
                     crew.run([self._job(key) for key in work.missing])
                     self._emit(LookEnded(work.look, work.looks, self._judged().verdicts))
@@ -183,16 +186,9 @@ class _Launch:
         return self.options.seeds is None or seed in self.options.seeds
 
     def _open_arms(self) -> tuple[str, ...]:
-        """Arms that a claim needs which is still undecided; all of them where nothing is claimed."""
-        if not self.study.claims:
-            return tuple(self.study.arms)
-        needed = {
-            arm
-            for verdict in self._judged().verdicts
-            if verdict.status == "undecided"
-            for arm in verdict.claim.all_arms
-        }
-        return tuple(arm for arm in self.study.arms if arm in needed)
+        """Arms that are worth more seeds; one that could not run in this launch waits for the next."""
+        verdicts = self._judged().verdicts if self.study.claims else ()
+        return open_arms(self.study, verdicts, {key.arm for key in self._failed})
 
     def _missing(self, runs: Sequence[RunKey]) -> tuple[RunKey, ...]:
         """Runs that have no result and have not been tried in this launch."""
@@ -235,20 +231,20 @@ class _Launch:
 
     # Preflight
 
-    def _preflight(self, missing: Sequence[RunKey]) -> Crew:
-        """Workers for these runs, after a few steps of every arm have been tried."""
+    def _crew(self) -> Crew:
         options = self.options
         jobs = options.jobs or default_jobs(options.device)
-        crew = Crew(self.store, self._emit, jobs=jobs, threads=options.threads, command=options.worker)
+        return Crew(self.store, self._emit, jobs=jobs, threads=options.threads, command=options.worker)
+
+    def _preflight(self, crew: Crew, missing: Sequence[RunKey]) -> None:
+        """Try a few steps of every arm. Raises InputError where no arm can run here, or the disk is too full."""
         first = {key.arm: key for key in reversed(missing)}
-        if not options.preflight:
-            return crew
+        if not self.options.preflight:
+            return
         self._emit(PreflightStarted(tuple(first)))
-        try:
-            answers = crew.ask([self._job(key, PREFLIGHT_STEPS) for key in first.values()])
-        except BaseException:
-            crew.close()
-            raise
+        answers = crew.ask([self._job(key, PREFLIGHT_STEPS) for key in first.values()])
+        if all(answer.get("status") == "refused" for answer in answers.values()):
+            raise InputError(str(next(iter(answers.values()))["error"]))
         trials: dict[str, dict[str, Any]] = {}
         for arm, answer in answers.items():
             if answer["event"] != "done":
@@ -260,11 +256,10 @@ class _Launch:
                     self._notice(finding.model_copy(update={"message": f"preflight of {arm}: {finding.message}"}))
         self._same_so_far(trials)
         peak = max((int(trial["peak_bytes"]) for trial in trials.values()), default=0)
-        crew.jobs = self._jobs_in_memory(jobs, peak)
+        crew.jobs = self._jobs_in_memory(crew.jobs, peak)
         self._check_disk(missing, trials)
         seconds = {arm: self._run_seconds(arm, trial) for arm, trial in trials.items()}
         self._emit(PreflightEnded(seconds, peak, crew.jobs))
-        return crew
 
     def _refused(self, arm: str, error: str) -> None:
         message = f"preflight of {arm} failed: {error.strip().splitlines()[-1]}"
