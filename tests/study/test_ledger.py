@@ -18,11 +18,16 @@ from winnow.study.ledger import arm_identity, ledger, noise_key, pairing
 FACTS = {"trainable": 1000, "tokens": 640, "val_digest": "v"}
 
 
-def other_arms(store: RunStore, arms: int = 8, sd: float = 0.01) -> list[RunRecord]:
+def other_arms(
+    store: RunStore, arms: int = 8, sd: float = 0.01, study: str = "other", started: str = "2025-01-01T00:00:00+00:00"
+) -> list[RunRecord]:
     """Runs of another study: the same metric, size, budget and machine."""
     rng = random.Random(1)
+    made = fake_provenance(started=started)
     return [
-        fake_record(store, f"arm{arm}", seed, {"val/ce": 2.0 + rng.gauss(0, sd)}, study="other", facts=FACTS)
+        fake_record(
+            store, f"{study}{arm}", seed, {"val/ce": 2.0 + rng.gauss(0, sd)}, study=study, facts=FACTS, provenance=made
+        )
         for arm in range(arms)
         for seed in range(4)
     ]
@@ -74,6 +79,8 @@ def test_unpaired_studies_borrow_from_the_ledger(tmp_path: Path):
     assert None not in (alone.low, alone.high, with_ledger.low, with_ledger.high)
     assert (alone.low, alone.high) != (with_ledger.low, with_ledger.high)
     assert with_ledger.effect == alone.effect
+    other_arms(store, sd=0.1, study="later", started="2027-01-01T00:00:00+00:00")
+    assert compare(study, store).verdicts[0] == with_ledger, "runs made since must not move a verdict"
 
 
 def paired_runs(store: RunStore, study: str, rho: float, seeds: int) -> list[RunRecord]:

@@ -42,6 +42,18 @@ def test_the_numbers_are_those_of_plain_sums(tmp_path: Path):
     assert (good.flops_per_token, good.kv_bytes_per_token, good.flops) == (123_456, 512, 640 * 123_456)
 
 
+def test_an_unpaired_study_has_welch_s_interval(tmp_path: Path):
+    study, store = made_up(tmp_path, TEXT.replace("looks = [3, 5, 8]", "looks = [3, 5, 8]\nrule.paired = false"))
+    run_all(study, store, 3)
+    run(study, store, "good", 3)
+    good = next(row for row in rows(compare(study, store)) if row.arm == "good")
+    a, b = [noisy("good", seed) for seed in range(4)], [noisy("control", seed) for seed in range(3)]
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert good.difference == pytest.approx(statistics.mean(a) - statistics.mean(b), rel=1e-9)
+    assert (good.low, good.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
+    assert good.pairs == 3
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_same_records_give_the_same_bytes(tmp_path: Path, form: str):
     comparison = found(tmp_path)
@@ -91,7 +103,7 @@ def test_latex_escapes_and_has_real_minus_signs(tmp_path: Path):
     text = table(found(tmp_path), "latex")
     assert r"a\_b" in text
     assert "$-$0." in text
-    assert r"95\% interval" in text
+    assert r"95\%, one look" in text
     assert text.count(r"\\") == 4
 
 

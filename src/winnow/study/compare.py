@@ -163,7 +163,7 @@ def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[
         observations,
         study.rule,
         judged_looks(study, plan),
-        prior={} if study.rule.paired else _priors(study, ended, store, list(metrics)),
+        prior={} if study.rule.paired else _priors(plan, ended, store, list(metrics)),
         invalid=invalid,
         budget={claim.id: budget_of([ended[arm] for arm in claim.all_arms]) for claim in claims},
     )
@@ -234,14 +234,23 @@ def _value(record: RunRecord, metric: str, step: int | None, store: RunStore) ->
     return float(found) if math.isfinite(found) else None
 
 
-def _priors(study: Study, ended: Runs, store: RunStore, metrics: list[str]) -> dict[str, Prior]:
-    """The ledger's word on each metric, from arms of other studies than these."""
-    some = next((record for by_seed in ended.values() for record in by_seed.values()), None)
-    if some is None:
+_SECONDS = len("2026-01-01T00:00:00")
+"""Times are ISO text in UTC; up to the seconds they sort as the times do."""
+
+
+def _priors(plan: Plan, ended: Runs, store: RunStore, metrics: list[str]) -> dict[str, Prior]:
+    """The ledger's word on each metric as it was when the study began, from arms of other studies than these.
+
+    Runs that were made later would move verdicts that have been given.
+    """
+    own = [record for by_seed in ended.values() for record in by_seed.values()]
+    if not own:
         return {}
-    own = {arm_identity(record) for by_seed in ended.values() for record in by_seed.values()}
-    known = ledger(store.records().values(), metrics)
-    found = {metric: known.prior(noise_key(some, metric), own) for metric in metrics}
+    began = (plan.started or min(record.provenance.started for record in own))[:_SECONDS]
+    earlier = (record for record in store.records().values() if record.provenance.started[:_SECONDS] < began)
+    known = ledger(earlier, metrics)
+    excluded = {arm_identity(record) for record in own}
+    found = {metric: known.prior(noise_key(own[0], metric), excluded) for metric in metrics}
     return {metric: prior for metric, prior in found.items() if prior is not None}
 
 

@@ -1,7 +1,7 @@
 """The results of a study as tables: Markdown, CSV, LaTeX, JSON. The same records give the same bytes.
 
-One row per arm: runs, mean and seed standard deviation of the endpoint, the paired difference from the control with
-its 95 % interval, and what the arm costs. The interval is for reading; only a verdict decides.
+One row per arm: runs, mean and seed standard deviation of the endpoint, the difference from the control with its 95 %
+interval at one look, and what the arm costs. The interval is for reading; only a verdict decides.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Row:
     sd: float | None
     """Over seeds."""
     difference: float | None
-    """Arm minus control, over common seeds."""
+    """Arm minus control: over common seeds, or of the two means where the study is not paired."""
     low: float | None
     high: float | None
     pairs: int
@@ -74,12 +74,11 @@ def rows(comparison: Comparison) -> tuple[Row, ...]:
 def _row(comparison: Comparison, arm: str, values: Mapping[str, Mapping[int | str, float | None]]) -> Row:
     runs = comparison.runs[arm]
     known = [value for value in values[arm].values() if value is not None]
-    base = values.get(comparison.study.control, {})
-    paired = [
-        (value, base[seed]) for seed, value in values[arm].items() if arm != comparison.study.control and seed in base
-    ]
-    differences = [a - b for a, b in paired if a is not None and b is not None]
-    low, high = _interval(differences)
+    difference, low, high, pairs = None, None, None, 0
+    if arm != comparison.study.control:
+        base = values.get(comparison.study.control, {})
+        between = _paired if comparison.study.rule.paired else _welch
+        difference, low, high, pairs = between(values[arm], base)
     planned = comparison.plan.arms[arm].facts if arm in comparison.plan.arms and arm not in comparison.stale else {}
     costs = {name: _cost(runs, planned, name) for name in _COSTS}
     tokens, flops = costs["tokens"], costs["flops_per_token"]
@@ -91,24 +90,47 @@ def _row(comparison: Comparison, arm: str, values: Mapping[str, Mapping[int | st
         failed=sum(record.status not in ("finished", "diverged") for record in runs.values()),
         mean=moments(known)[0] if len(known) > 1 else known[0] if known else None,
         sd=math.sqrt(moments(known)[1]) if len(known) > 1 else None,
-        difference=math.fsum(differences) / len(differences) if differences else None,
+        difference=difference,
         low=low,
         high=high,
-        pairs=len(differences),
+        pairs=pairs,
         **costs,
         seconds=median(seconds) if seconds else None,
         flops=None if tokens is None or flops is None else tokens * flops,
     )
 
 
-def _interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
-    """Student's interval of the mean difference at `LEVEL`; None with fewer than 2 pairs."""
+Outcomes = Mapping[int | str, float | None]
+Difference = tuple[float | None, float | None, float | None, int]
+"""Estimate, both ends of its interval at `LEVEL` (None with fewer than 2 runs), runs per arm."""
+
+
+def _paired(arm: Outcomes, base: Outcomes) -> Difference:
+    """Student's interval of the mean difference over common seeds."""
+    both = [(value, base[seed]) for seed, value in arm.items() if seed in base]
+    differences = [a - b for a, b in both if a is not None and b is not None]
     n = len(differences)
     if n < 2:
-        return None, None
+        return differences[0] if differences else None, None, None, n
     mean, variance = moments(differences)
     half = student_upper((1 - LEVEL) / 2, n - 1) * math.sqrt(variance / n)
-    return mean - half, mean + half
+    return mean, mean - half, mean + half, n
+
+
+def _welch(arm: Outcomes, base: Outcomes) -> Difference:
+    """Welch's interval of the difference of two independent means."""
+    a, b = ([value for value in outcomes.values() if value is not None] for outcomes in (arm, base))
+    n = min(len(a), len(b))
+    if n < 2:
+        return a[0] - b[0] if n else None, None, None, n
+    (mean_a, var_a), (mean_b, var_b) = moments(a), moments(b)
+    error_a, error_b = var_a / len(a), var_b / len(b)
+    error = error_a + error_b
+    if error == 0:
+        return mean_a - mean_b, mean_a - mean_b, mean_a - mean_b, n
+    degrees = error**2 / (error_a**2 / (len(a) - 1) + error_b**2 / (len(b) - 1))
+    half = student_upper((1 - LEVEL) / 2, degrees) * math.sqrt(error)
+    return mean_a - mean_b, mean_a - mean_b - half, mean_a - mean_b + half, n
 
 
 def _has(record: RunRecord, fact: str) -> bool:
@@ -181,7 +203,8 @@ def _heads(comparison: Comparison, found: Sequence[Row]) -> dict[str, str]:
     names: dict[str, str] = {head: head for head in _HEADS}
     names["mean"] = study.endpoint.metric
     names["difference"] = f"minus {study.control}"
-    names["interval"] = f"{LEVEL:.0%} interval"
+    # The verdicts' intervals are wider: they are read at several looks, for several claims.
+    names["interval"] = f"{LEVEL:.0%}, one look"
     names |= {"flops_per_token": "FLOPs/token", "kv_bytes_per_token": "KV bytes/token"}
     shown = [_cells(row, 4) for row in found]
     empty = [head for place, head in enumerate(_HEADS) if not any(cells[place] for cells in shown)]
