@@ -49,9 +49,15 @@ class Rates:
 
     studies: int
     all_statuses: list[dict[str, str]] = field(default_factory=list)
+    intervals: list[tuple[float, float]] = field(default_factory=list)
+    """Of the first claim, as it is read."""
 
     def rate(self, status: str, claim: str = "h0") -> float:
         return sum(each[claim] == status for each in self.all_statuses) / self.studies
+
+    def missed(self, truth: float) -> float:
+        """Share of the first claim's intervals that do not hold the truth."""
+        return sum(not low <= truth <= high for low, high in self.intervals) / self.studies
 
     def any(self, wrong: dict[str, str]) -> float:
         """Share of studies with at least one of these (claim, status)."""
@@ -103,6 +109,9 @@ def simulate(design: Design, studies: int, seed: int = 0) -> Rates:
     for _ in range(studies):
         verdicts = judge_claims(claims, draw(design, generator), rule, design.looks, prior=prior)
         found.all_statuses.append({verdict.claim.id: verdict.status for verdict in verdicts})
+        first = verdicts[0]
+        if first.low is not None and first.high is not None:
+            found.intervals.append((first.low, first.high))
     return found
 
 

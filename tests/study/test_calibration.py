@@ -7,6 +7,7 @@ the full sizes and keep their table under bench/results.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from tests.study.simulated import LOOKS, Design, simulate, slack
@@ -77,7 +78,8 @@ def test_false_equality_at_the_edge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("effect", "supported", "refuted"), [(0.0, None, 0.958), (-2.0, 0.960, None), (-3.0, 1.0, None)]
+    ("effect", "supported", "refuted"),
+    [(0.0, None, 0.958), (-1.0, 0.470, None), (-2.0, 0.960, None), (-3.0, 1.0, None)],
 )
 def test_power_is_kept(effect: float, supported: float | None, refuted: float | None) -> None:
     """The published rates are without the guard, at constant noise; 3 points and the simulation's error are allowed."""
@@ -85,6 +87,16 @@ def test_power_is_kept(effect: float, supported: float | None, refuted: float | 
     for status, pin in (("supported", supported), ("refuted", refuted)):
         if pin is not None:
             assert found.rate(status) >= pin - 0.03 - slack(pin, 600)
+
+
+@pytest.mark.parametrize("name", ["unpaired, ledger", "paired, rho .8", "paired, lone pair"])
+@pytest.mark.parametrize("effect", [0.0, -1.0])
+def test_intervals_cover_the_truth(name: str, effect: float) -> None:
+    """The interval that is read, at whatever look the claim stopped, holds the true difference 95 times in 100."""
+    design = replace(DESIGNS[name], effects=(0.0, effect, *DESIGNS[name].effects[2:]))
+    missed = simulate(design, 800, 3).missed(effect)
+    assert_at_most(missed, 0.05, 800)
+    assert missed > 0, "an interval that never misses says nothing"
 
 
 def test_the_e_process_is_dear_but_finds_large_effects() -> None:
@@ -145,6 +157,44 @@ def test_the_suite_sees_n_for_n_minus_1(monkeypatch: pytest.MonkeyPatch) -> None
     assert not _mutant_fails(design, 0.1, 3000)
     monkeypatch.setattr(intervals, "moments", biased)
     assert _mutant_fails(design, 0.1, 3000)
+
+
+@pytest.mark.soak
+def test_full_size_sees_the_mutants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size the suite's own designs reject each mutant."""
+    studies, limit = 20_000, 0.025 + slack(0.025, 40_000)
+
+    def fails(design: Design, ceiling: float) -> bool:
+        bounds.cache_clear()
+        return false_supports(design, studies) > ceiling
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            intervals, "multiplier", lambda design, alpha: boundaries.student_upper(alpha / 2, design.degrees())
+        )
+        assert fails(UNPAIRED, limit), "every look at full alpha"
+    with monkeypatch.context() as patch:
+        patch.setattr(intervals.Guard, "fired", False)
+        for name in ("one arm 3x as noisy", "differences of sd .03 beside .01"):
+            design, ceiling = STRESS[name]
+            assert fails(design, ceiling / 2 + slack(ceiling / 2, 2 * studies)), f"no guard: {name}"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            intervals,
+            "moments",
+            lambda values: (noise.moments(values)[0], noise.moments(values)[1] * (len(values) - 1) / len(values)),
+        )
+        assert fails(DESIGNS["paired, lone pair"], limit), "n for n - 1"
+
+
+@pytest.mark.soak
+def test_full_size_power_and_coverage() -> None:
+    studies = 5_000
+    for effect, pin in ((-1.0, 0.470), (-2.0, 0.960), (-3.0, 1.0)):
+        found = simulate(Design((SIZED,), (0.0, effect, 0.0, 0.0), paired=False), studies)
+        assert found.rate("supported") >= pin - 0.03 - slack(pin, studies), effect
+    for name in ("unpaired, ledger", "paired, rho .8", "paired, rho 0", "paired, one other pair", "paired, lone pair"):
+        assert simulate(DESIGNS[name], studies, 3).missed(0.0) <= 0.05 + slack(0.05, studies), name
 
 
 @pytest.mark.soak
