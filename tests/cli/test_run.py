@@ -8,11 +8,13 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from tests.cli.tiny import WINNOW, Ended, winnow, write_study
 
+from winnow.cli import main
 from winnow.notebook.document import Document
 from winnow.study import launch
 
@@ -101,6 +103,24 @@ def test_settings_of_the_command_line_make_another_study(clean):
     assert ended.code == 0, ended.err
     assert (folder / "winnow-store/studies/tiny.json").read_bytes() == plan
     assert len(list(folder.glob("winnow-store/studies/tiny.set-*.json"))) == 1
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path: Path):
+    write_study(tmp_path, changes={"seeds = [0, 1, 2]\nlooks = [2, 3]": "seeds = [0, 1]\nlooks = [1, 2]"})
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        os.fdopen(writing, "w") as nobody,
+        chdir(tmp_path),
+        redirect_stdout(nobody),
+        redirect_stderr(nobody),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(["run", "tiny.toml", "--jobs", "1"])
+    assert not ended.value.code
+    status = json.loads(winnow("status", "tiny.toml", "--json", cwd=tmp_path).out)[0]
+    assert status["arms"] == {"control": {"finished": [0, 1]}}
+    assert (tmp_path / "tiny.results.md").exists()
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path: Path):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli import runs, studies, upkeep, verdicts
+from winnow.cli import output, runs, studies, upkeep, verdicts
 from winnow.cli.failures import explain
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [word for word in own if word != "--debug"] + given[len(own) :]
     try:
         code = app(args=given, prog_name="winnow", standalone_mode=False)
-        sys.stdout.flush()
+        output.flush()
     except BaseException as error:
         code = explain(error, given, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)

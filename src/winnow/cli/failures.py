@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
+from winnow.cli import output
 from winnow.errors import InputError
 
 INPUT_WRONG = 2
@@ -30,31 +31,32 @@ _MENDS = {
 def explain(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int:
     """Say on stderr what went wrong; returns the exit code. `arguments`: the command as given, without --debug."""
     if debug and not isinstance(error, SystemExit):
-        traceback.print_exception(error)
+        with output.unheard(sys.stderr):
+            traceback.print_exception(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        _say("stopped")
+        output.note("stopped")
         return STOPPED
-    if isinstance(error, BrokenPipeError):
-        # The reader (head, say) has seen enough. Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # of something that prints by itself, as --help does
+        output.silence(sys.stdout)
         return 0
     if isinstance(error, InputError):
-        _say(f"error: {_one_line(str(error))}")
+        output.note(f"error: {_one_line(str(error))}")
         return INPUT_WRONG
     if isinstance(error, typer.TyperException):
         message = _one_line(error.format_message())
         if message:  # without one, the help has been shown
-            _say(f"error: {message.rstrip('.')}; see winnow{_command(arguments, message)} --help")
+            output.note(f"error: {message.rstrip('.')}; see winnow{_command(arguments, message)} --help")
         return INPUT_WRONG
     if isinstance(error, OSError) and error.errno in _MENDS:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _say(f"error: {where}{os.strerror(error.errno).lower()}; {_MENDS[error.errno]}")
+        output.note(f"error: {where}{os.strerror(error.errno).lower()}; {_MENDS[error.errno]}")
         return INPUT_WRONG
     if not debug:
-        traceback.print_exception(error)
-    _say("error: this is a fault in Winnow, not in your input; please report the lines above")
+        with output.unheard(sys.stderr):
+            traceback.print_exception(error)
+    output.note("error: this is a fault in Winnow, not in your input; please report the lines above")
     return OUR_FAULT
 
 
@@ -66,8 +68,3 @@ def _command(arguments: Sequence[str], message: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _say(text: str) -> None:
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)

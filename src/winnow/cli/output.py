@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TextIO
 
 COLOURS = {
     "supported": "32",
@@ -26,18 +28,42 @@ COLOURS = {
 
 def say(text: str = "") -> None:
     """A line of a command's result, on stdout."""
-    print(text)
+    with unheard(sys.stdout):
+        print(text)
 
 
 def note(text: str) -> None:
     """A line about the command itself, on stderr, so that a pipe sees results alone."""
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    flush()
+    with unheard(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Send what was said on its way."""
+    with unheard(sys.stdout):
+        sys.stdout.flush()
+
+
+@contextmanager
+def unheard(stream: TextIO) -> Iterator[None]:
+    """Nobody reads any more (`| head` has seen enough): the command goes on in silence, a run is worth more."""
+    try:
+        yield
+    except BrokenPipeError:
+        silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Let what is said from here on go nowhere, and what the stream still holds: Python flushes it at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say_json(value: Any) -> None:
     """A result as JSON; numbers that are not finite become null, as JSON has no word for them."""
-    print(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -53,8 +79,6 @@ def _plain(value: Any) -> Any:
 @cache
 def coloured() -> bool:
     """Whether stdout is a terminal that wants colours (https://no-color.org)."""
-    import os
-
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
