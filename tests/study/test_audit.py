@@ -37,6 +37,7 @@ PLANTED = [
     ("no-smallest", "warning", "control on val/ce smallest 0.004", "control on val/ce", 21, ()),
     ("no-claims", "notice", TEXT[TEXT.index("[claims]") :], "", None, ()),
     ("several-settings", "notice", SAME, SAME.replace("{ model", "{ train.lr = 0.001, model", 1), 21, ()),
+    ("unequal-parameters", "notice", SAME, "same = { model.d_ff = 100 }", 21, ()),
     ("unused-seeds", "notice", "looks = [3, 5]", "looks = [3]", 3, ()),
     ("repeated-data", "notice", "steps = 6", "steps = 60000", 4, ()),
     ("lone-pair", "notice", f"{SAME}\n\n[claims]", "\n[claims]", 14, ()),

@@ -14,6 +14,7 @@ anything, unless the author wrote `expect = "invalid"`. The others are said and 
     no-smallest           warning    a claim that can never be refuted
     no-claims             notice     nothing will be decided
     several-settings      notice     arms of a claim differ in more than one setting
+    unequal-parameters    notice     arms of a claim differ in size by more than 1 %
     lone-pair             notice     no other pair to learn the noise of differences from
     unused-seeds          notice     seeds beyond the last look
     repeated-data         notice     the training text is read more than once
@@ -188,6 +189,10 @@ def _seeds(study: Study) -> Iterator[AuditFinding]:
         yield _found(study, "unused-seeds", "notice", message, ("looks",), "add a look, or drop them")
 
 
+UNEQUAL_SIZE = 0.01
+"""Arms whose parameter counts differ by more than this share are said to be of different size."""
+
+
 def _claims(study: Study, plan: Plan) -> Iterator[AuditFinding]:
     if not study.claims:
         mend = 'write one, say claims.h1 = "a better-than b on val/ce smallest 0.01"'
@@ -205,6 +210,11 @@ def _claims(study: Study, plan: Plan) -> Iterator[AuditFinding]:
                 message = f"{one} and {other} differ in {len(settings)} settings: {', '.join(settings)}"
                 mend = "a difference cannot be put down to one of them"
                 yield _found(study, "several-settings", "notice", message, path, mend)
+            sizes = [int(plan.arms[arm].facts.get("parameters", 0)) for arm in (one, other)]
+            if max(sizes) > (1 + UNEQUAL_SIZE) * min(sizes):
+                message = f"{one} has {sizes[0]:,} parameters, {other} {sizes[1]:,}"
+                mend = "part of a difference may be due to size alone"
+                yield _found(study, "unequal-parameters", "notice", message, path, mend)
     pairs = {frozenset(pair) for claim in study.claims for pair in claim.pairs}
     if len(pairs) == 1 and len(study.arms) == 2 and study.looks[-1] > 1:
         message = "with one pair of arms the noise of differences is learnt from it alone: 3 seeds rarely decide"
