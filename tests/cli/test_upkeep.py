@@ -26,7 +26,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A folder with shards, a study that trains on them and its one run; what `data prepare` printed."""
     folder = tmp_path_factory.mktemp("lab")
     write_study(folder, changes=CHANGES)
-    command = ["data", "prepare", "text.txt", "--out", "shards", "--document", "block", "--validation-fraction", "0.2"]
+    command = ["data", "prepare", "text.txt", "--out", "shards", "--validation-fraction", "0.2"]
     prepared = winnow(*command, cwd=folder)
     assert prepared.code == 0, prepared.err
     ended = winnow("run", "tiny.toml", "--jobs", 1, cwd=folder)

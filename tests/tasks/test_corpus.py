@@ -200,8 +200,11 @@ def test_one_file_is_cut_into_blocks(tmp_path: Path) -> None:
     path.write_text("".join(f"Paragraph {i} {'la ' * 80}\n\n" for i in range(800)))
     facts = corpus(path).facts()
     assert int(facts["documents"]) + int(facts["validation_documents"]) > 15
-    with pytest.raises(InputError, match="split is empty: 1 documents"):
+    with pytest.raises(InputError, match=r'split is empty: 1 documents.* or set document = "block"'):
         corpus(path, document="file")
+    path.write_text("short")
+    with pytest.raises(InputError, match=r"split is empty.*; change the fraction or give more text$"):
+        corpus(path, document="block")
 
 
 @pytest.mark.parametrize(

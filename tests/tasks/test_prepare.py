@@ -79,10 +79,24 @@ def test_every_document_is_in_one_shard(source: TextFiles, texts: Path, tmp_path
 def test_blocks_may_be_documents(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("".join(f"Paragraph {i} {'la ' * 80}\n\n" for i in range(800)))
-    with pytest.raises(InputError, match="split is empty"):
-        prepare_shards(TextFiles((str(path),)), tmp_path / "file", **SETTINGS)
     manifest = prepare_shards(TextFiles((str(path),), "block"), tmp_path / "block", **SETTINGS)
     assert manifest.read > 15
+    assert prepare_shards(TextFiles((str(path),)), tmp_path / "single", **SETTINGS) == manifest, "as the corpus task"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_empty_split_leaves_nothing_behind(tmp_path: Path, there: bool) -> None:
+    path, out = tmp_path / "book.txt", tmp_path / "out"
+    path.write_text("Once\n")
+    if there:
+        out.mkdir()
+    with pytest.raises(InputError, match=r"split is empty: 1 documents; .* --document block"):
+        prepare_shards(TextFiles((str(path),), "file"), out, **SETTINGS)
+    assert out.exists() == there
+    assert not there or not any(out.iterdir())
+    with pytest.raises(InputError, match="split is empty") as caught:
+        prepare_shards(TextFiles((str(path),)), out, **SETTINGS)
+    assert "block" not in str(caught.value), "blocks it has"
 
 
 def test_enough_is_enough(source: TextFiles, tmp_path: Path) -> None:

@@ -138,8 +138,12 @@ def prepare(
         str, typer.Option("--tokenizer", metavar="NAME", help="bytes, a tokenizer.json, or a name on the hub.")
     ] = "bytes",
     document: Annotated[
-        Document, typer.Option("--document", help="What a document is: a whole file, or a block of about 8 KiB.")
-    ] = Document.FILE,
+        Document | None,
+        typer.Option(
+            "--document",
+            help="What a document is: a whole file, or a block of about 8 KiB. None: block for one file, else file.",
+        ),
+    ] = None,
     shard_tokens: Annotated[int, typer.Option("--shard-tokens", metavar="N", help="Tokens in a shard.")] = 100_000_000,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", metavar="N", help="Stop after about so many training tokens.")
@@ -157,7 +161,7 @@ def prepare(
     if dataset is not None:
         source = HuggingFaceDataset(dataset, subset=subset, split=split, column=column)
     else:
-        source = TextFiles(tuple(files or ()), document=document.value)
+        source = TextFiles(tuple(files or ()), document=None if document is None else document.value)
 
     def tell(progress: Progress) -> None:
         output.note(

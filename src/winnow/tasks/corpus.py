@@ -20,7 +20,7 @@ from winnow.config import digest
 from winnow.errors import InputError
 from winnow.tasks.base import Batch, Ids, Task, TaskConfig, Validation
 from winnow.tasks.cache import cached
-from winnow.tasks.documents import blocks, find_files, read_text, split_documents, stdlib_documents
+from winnow.tasks.documents import blocks, document_rule, find_files, read_text, split_documents, stdlib_documents
 from winnow.tasks.order import WindowOrder
 from winnow.tasks.shards import ShardSet, open_shards
 from winnow.tasks.tokenizer import NAME_THE_TOKENIZER, BytesConfig, Tokenizer, TokenizerConfig
@@ -72,18 +72,19 @@ class CorpusConfig(TaskConfig):
         return self.replace(changes)
 
     def _from_text(self, texts: list[bytes]) -> CorpusTask:
-        rule = self.document or ("block" if len(texts) == 1 else "file")
+        rule = document_rule(self.document, len(texts))
         documents = [block for text in texts for block in blocks(text)] if rule == "block" else texts
         if not any(documents):
             raise InputError("the corpus is empty (zero bytes)", key="task.source", mend="give files that hold text")
         split = split_documents(documents, self.validation_fraction)
         if not split.validation or not split.training:
             empty = "training" if split.validation else "validation"
+            cut = ', or set document = "block"' if rule == "file" else ""
             raise InputError(
                 f"the {empty} split is empty: {len(split.training) + len(split.validation)} documents, "
                 f"validation_fraction {self.validation_fraction}",
                 key="task.validation_fraction",
-                mend='change the fraction, give more text, or set document = "block"',
+                mend=f"change the fraction or give more text{cut}",
             )
         tokenizer = self.tokenizer.for_text(split.training)
         return CorpusTask(

@@ -13,6 +13,7 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from winnow.errors import InputError
 from winnow.tasks.shards import finished_manifest
@@ -126,6 +127,11 @@ def text_fault(text: bytes) -> str | None:
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start}"
     return None
+
+
+def document_rule(asked: Literal["file", "block"] | None, texts: int) -> Literal["file", "block"]:
+    """What a document is where nobody says: a `block` where there is a single text, else a whole `file`."""
+    return asked or ("block" if texts == 1 else "file")
 
 
 def blocks(text: bytes) -> list[bytes]:

@@ -21,10 +21,12 @@ from winnow.errors import InputError
 from winnow.records.files import TEMPORARY, FileLock, make_folder, safe_name, write_atomic, write_json
 from winnow.tasks.base import Ids
 from winnow.tasks.bytepair import END_OF_DOCUMENT, BytePairTokenizer, read_tokenizer
-from winnow.tasks.documents import blocks, find_files, in_validation, read_text, text_fault
+from winnow.tasks.documents import blocks, document_rule, find_files, in_validation, read_text, text_fault
 from winnow.tasks.shards import MANIFEST, TOKENIZER_FILE, Manifest, ShardEntry, open_shards, read_manifest, write_shard
 from winnow.tasks.tokenizer import BytesTokenizer, Tokenizer
 
+LOCK = ".lock"
+"""Held by the process that prepares shards in a folder."""
 _BATCH_BYTES = 1 << 22
 
 
@@ -60,22 +62,25 @@ class TextFiles(DocumentSource):
 
     sources: tuple[str, ...]
     """Paths and globs."""
-    document: Literal["file", "block"] = "file"
-    """What a document is: a whole file, or a block of about 8 KiB."""
+    document: Literal["file", "block"] | None = None
+    """What a document is: a whole file, or a block of about 8 KiB; None: `block` for a single file, else `file`."""
 
     def identity(self) -> dict[str, Any]:
         content = hashlib.sha256()
-        for path in find_files(self.sources):
+        files = find_files(self.sources)
+        for path in files:
             content.update(hashlib.sha256(read_text(path)).digest())
-        return {"kind": "files", "document": self.document, "sha256": content.hexdigest()}
+        return {"kind": "files", "document": document_rule(self.document, len(files)), "sha256": content.hexdigest()}
 
     def documents(self, skip: int) -> Iterator[bytes]:
         return itertools.islice(self._all(), skip, None)
 
     def _all(self) -> Iterator[bytes]:
-        for path in find_files(self.sources):
+        files = find_files(self.sources)
+        rule = document_rule(self.document, len(files))
+        for path in files:
             text = read_text(path)
-            yield from blocks(text) if self.document == "block" else [text]
+            yield from blocks(text) if rule == "block" else [text]
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ def prepare_shards(
 
     Returns the finished manifest; where it is there already, its shards are checked and nothing is written.
     Raises InputError for a source or tokenizer that cannot be read, a folder that holds another preparation or is
-    in use, an empty split, or a full disk. Memory: about 4 bytes per token of a shard.
+    in use, an empty split (nothing of it stays), or a full disk. Memory: about 4 bytes per token of a shard.
     """
     _check_sizes(name, shard_tokens, max_tokens, validation_fraction)
     if isinstance(source, HuggingFaceDataset):
@@ -224,8 +229,9 @@ def prepare_shards(
         "max_tokens": max_tokens,
         "validation_fraction": validation_fraction,
     }
+    fresh = not folder.exists()
     make_folder(folder)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     if not lock.try_acquire():
         raise InputError("another process is preparing shards here", file=folder, mend="wait for it")
     new = Manifest(
@@ -244,6 +250,15 @@ def prepare_shards(
             if text is not None:
                 write_atomic(folder / TOKENIZER_FILE, text)
             manifest = _go_on(source, folder, chosen, manifest, on_progress)
+            empty = next((split for split in ("training", "validation") if not _tokens(manifest, split)), None)
+            if empty is not None:
+                _remove(folder, manifest, whole=fresh)
+                file_by_file = preparation["source"].get("document") == "file"
+                mend = f"give more text or a {'larger' if empty == 'validation' else 'smaller'} --validation-fraction"
+                mend += ", or cut the files with --document block" if file_by_file else ""
+                raise InputError(f"the {empty} split is empty: {manifest.read} documents", mend=mend)
+            manifest = manifest.replace({"complete": True})
+            write_json(folder / MANIFEST, manifest.dump())
         open_shards([folder / entry.file for entry in manifest.shards])
     finally:
         lock.release()
@@ -293,7 +308,7 @@ def _go_on(
     manifest: Manifest,
     on_progress: Callable[[Progress], None] | None,
 ) -> Manifest:
-    """Rounds until the source ends or enough was made."""
+    """Rounds until the source ends or enough was made; the manifest of all of them."""
     sizes = manifest.preparation
     enough = sizes["max_tokens"]
     documents = source.documents(manifest.read)
@@ -330,13 +345,15 @@ def _go_on(
         changes = {"read": manifest.read + read, "left_out": manifest.left_out + left_out}
         manifest = manifest.replace({**changes, "shards": (*manifest.shards, *entries)})
         write_json(folder / MANIFEST, manifest.dump())
-    for split in ("training", "validation"):
-        if _tokens(manifest, split) == 0:
-            mend = "give more text, another validation_fraction or blocks as documents, and an empty folder"
-            raise InputError(f"the {split} split is empty: {manifest.read} documents", file=folder, mend=mend)
-    manifest = manifest.replace({"complete": True})
-    write_json(folder / MANIFEST, manifest.dump())
     return manifest
+
+
+def _remove(folder: Path, manifest: Manifest, *, whole: bool) -> None:
+    """Take away a preparation that can come to nothing; `whole`: the folder too, which was made for it."""
+    for name in (*(entry.file for entry in manifest.shards), MANIFEST, TOKENIZER_FILE, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    if whole:
+        folder.rmdir()
 
 
 def _batches(documents: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
