@@ -64,6 +64,15 @@ def test_diff_names_settings_code_packages_and_the_first_step_that_parts(winnow,
     assert "first differ at step 2: val/ce 3 and 2.5" in text
 
 
+def test_diff_says_where_losses_part_and_not_where_the_schedule_does(winnow, store: RunStore):
+    for arm, lr in (("slow", 0.001), ("fast", 0.002)):
+        rows = [{"step": s, "train/lr": lr, "train/ce": 5.0 - (s > 1) * lr} for s in range(4)]
+        fake_record(store, arm, 0, study="s", metrics=rows, config={"train": {"lr": lr}})
+    ended = winnow("diff", "s/slow/0", "s/fast/0", "--store", store.root)
+    assert "first differ at step 2: train/ce 4.999 and 4.998\n" in ended.out
+    assert "train.lr" in ended.out
+
+
 def test_diff_of_equal_metrics_says_so_though_their_speed_differs(winnow, store: RunStore):
     fake_record(store, "twin", 0, study="s", metrics=[{**row, "speed/tokens_per_second": 7.0} for row in ROWS])
     ended = winnow("diff", "s/control/0", "s/twin/0", "--store", store.root)

@@ -127,7 +127,7 @@ class Lines:
                 if self.metric in event.metrics:
                     self._last[event.run] = event.metrics[self.metric]
                 self.work.at(event.run, event.step, event.steps)
-            case RunEnded():
+            case RunEnded() if event.status != "interrupted":
                 self.work.end(event.run)
             case _:
                 pass
@@ -180,7 +180,7 @@ class Lines:
         if event.error:
             parts.append(event.error)
         left = self.work.remaining()
-        if self.work.missing and left is not None:
+        if event.status != "interrupted" and self.work.missing and left is not None:
             parts.append(f"{self.work.done} of {self.work.total}, about {output.duration(left)} to go")
         return ", ".join(parts)
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from winnow.records.run import RunRecord
     from winnow.records.store import RunStore
 
-_TIMING = ("speed/",)
-"""Metrics that two equal runs may differ in."""
+_NO_OUTCOME = ("speed/", "train/lr")
+"""Metrics that tell nothing of what was learnt: speed differs between equal runs, the schedule is a setting."""
 
 
 def register(app: typer.Typer) -> None:
@@ -167,14 +167,14 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tu
 
 
 def _first_parting(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first step at which a metric that both have differs, and how many rows were compared."""
+    """The first step at which an outcome that both have differs, and how many rows were compared."""
     compared = 0
     for mine, theirs in _same_steps(one, other):
         compared += 1
         values = {
             name: (mine[name], theirs[name])
             for name in mine
-            if name in theirs and not name.startswith(_TIMING) and not _same(mine[name], theirs[name])
+            if name in theirs and not name.startswith(_NO_OUTCOME) and not _same(mine[name], theirs[name])
         }
         if values:
             return {"step": mine["step"], "values": values, "compared": compared}
