@@ -148,6 +148,13 @@ def test_a_device_that_is_not_here_costs_nothing(winnow, tmp_path: Path, command
     assert not (tmp_path / "winnow-store").exists()
 
 
+def test_settings_without_a_plan_are_named_in_the_mend(winnow, tmp_path: Path):
+    file = write_study(tmp_path, CLAIM)
+    assert winnow("check", file).code == 0
+    said = winnow("compare", file, "--set", "train.steps=3")
+    one_line(said, "no plan with these settings", "with --set train.steps=3 too")
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(winnow, tmp_path: Path):
     file = write_study(tmp_path, "nonsense = 1\n")
     for arguments in (["--debug", "check", file], ["check", file, "--debug"]):

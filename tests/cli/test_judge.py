@@ -67,6 +67,14 @@ def test_a_table_that_is_wrong_names_its_line(winnow, tmp_path: Path, rows, word
     assert words in ended.err
 
 
+def test_a_claim_need_not_say_the_metric_again(winnow, tmp_path: Path):
+    given = ["judge", write(tmp_path), "--metric", "val_loss", "--pair", "seed"]
+    claims = [f"A better-than base{on} smallest 0.01" for on in (" on val_loss", "")]
+    said = [winnow(*given, "--claim", claim) for claim in claims]
+    assert said[0].code == said[1].code == 0, said[1].err
+    assert said[0].out == said[1].out
+
+
 def test_a_column_that_is_missing_has_its_nearest_name(winnow, tmp_path: Path):
     ended = winnow("judge", write(tmp_path), "--metric", "val_los", "--pair", "seed")
     assert ended.code == 2

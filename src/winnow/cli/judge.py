@@ -37,7 +37,7 @@ def judge(
     ] = None,
     claim: Annotated[
         list[str] | None,
-        typer.Option("--claim", metavar="TEXT", help='For example "a better-than b on val_loss smallest 0.01".'),
+        typer.Option("--claim", metavar="TEXT", help='For example "a better-than b smallest 0.01".'),
     ] = None,
     better: Annotated[Better, typer.Option("--better", help="Which direction of the metric is good.")] = Better.LOWER,
     looks: Annotated[

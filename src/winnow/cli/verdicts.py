@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -204,6 +205,13 @@ def _split(study: Study, records: RunStore, n: int | None, splits: int) -> Any:
 
 def _open(file: Path, settings: list[str] | None, only: str | None, store: Path | None) -> tuple[Source, RunStore]:
     from winnow.notebook.execute import open_source
+    from winnow.study.plan import load_plan
 
     source = open_source(file, options.changes_of(settings), only)
-    return source, options.open_store(store, beside=file)
+    records = options.open_store(store, beside=file)
+    for study in source.studies if settings else ():
+        if study.runs == "winnow" and load_plan(records, study) is None:
+            message = f"study {study.id!r} has no plan with these settings in {records.root}"
+            given = " ".join(f"--set {shlex.quote(text)}" for text in settings or ())
+            raise InputError(message, file=file, mend=f"give `winnow run` or `winnow check` first, with {given} too")
+    return source, records

@@ -114,14 +114,15 @@ class Claim(Config):
             )
 
 
-def parse_claim(name: str, value: str | Mapping[str, Any]) -> Claim:
+def parse_claim(name: str, value: str | Mapping[str, Any], metric: str | None = None) -> Claim:
     """A claim from its sentence, or from a table `{ claim = "...", expect = "invalid", exploratory = true }`.
 
+    metric: what decides a sentence without `on METRIC`; None: every sentence must name it.
     Raises InputError with the place in the sentence and the permitted forms.
     """
     key = f"claims.{name}"
     if isinstance(value, str):
-        return _Reader(name, value).claim()
+        return _Reader(name, value, metric).claim()
     permitted = ("claim", "expect", "exploratory")
     for field in value:
         if field not in permitted:
@@ -135,15 +136,15 @@ def parse_claim(name: str, value: str | Mapping[str, Any]) -> Claim:
         raise InputError(f"{expect!r} is not permitted", key=f"{key}.expect", mend=f"permitted: {', '.join(statuses)}")
     if not isinstance(exploratory, bool):
         raise InputError("should be true or false", key=f"{key}.exploratory")
-    claim = _Reader(name, sentence).claim()
+    claim = _Reader(name, sentence, metric).claim()
     return claim.replace({"expect": cast(Status | None, expect), "exploratory": exploratory})
 
 
 class _Reader:
     """One pass over a sentence's tokens, remembering where each stands."""
 
-    def __init__(self, name: str, text: str) -> None:
-        self.name, self.text = name, text
+    def __init__(self, name: str, text: str, metric: str | None = None) -> None:
+        self.name, self.text, self.metric = name, text, metric
         self.tokens = [(match.group(), match.start()) for match in _TOKEN.finditer(text)]
         self.place = 0
 
@@ -188,8 +189,11 @@ class _Reader:
         return self.finish("proxy", small, targets=full)
 
     def finish(self, kind: ClaimKind, arms: tuple[str, ...], targets: tuple[str, ...] = ()) -> Claim:
-        self.word("on")
-        metric = self.take("a metric")
+        if self.metric is not None and self.peek() != "on":
+            metric = self.metric
+        else:
+            self.word("on")
+            metric = self.take("a metric")
         permitted = {"better": ("by", "smallest"), "worse": ("by", "smallest"), "equal": ("within",)}.get(
             kind, ("smallest",) if kind in ("rank", "best") else ()
         )

@@ -123,7 +123,8 @@ def judge_table(
 ) -> tuple[Verdict, ...]:
     """Verdicts on the runs in a table.
 
-    claims: sentences of the claim grammar; none: every arm against the control as exploratory estimates.
+    claims: sentences of the claim grammar, which need not name the metric; none: every arm against the control as
+    exploratory estimates.
     Runs are paired by the `pair` column, or two independent samples without one. looks: the numbers of seeds at which
     one declared to look; None: one look at all of them.
     """
@@ -137,7 +138,7 @@ def judge_table(
 
 def _claims(claims: Sequence[str], observations: Observations) -> Iterable[Claim]:
     for place, sentence in enumerate(claims, 1):
-        claim = parse_claim(f"h{place}", sentence)
+        claim = parse_claim(f"h{place}", sentence, observations.metric)
         claim.check(observations.values, [observations.metric])
         yield claim
 
