@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -18,20 +19,32 @@ from pathlib import Path
 
 from report import heading, publish, table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.fakes import fake_record
+
+from winnow.records.store import RunStore
+from winnow.study.plan import load_plan
+from winnow.study.spec import load_study
+
 PROMISE = 0.5
 """Seconds of CPU time."""
 FORBIDDEN = ("torch", "scipy.stats")
 CSV = "arm,seed,ce\na,0,1.0\na,1,1.1\na,2,1.2\nb,0,0.9\nb,1,1.0\nb,2,1.15\n"
 STUDY = """
 id = "startup"
-seeds = [0, 1, 2]
+seeds = [0, 1, 2, 3, 4, 5, 6, 7]
 base.task = { kind = "corpus", source = "stdlib", context = 32 }
 base.model = { kind = "gpt", d_model = 16, n_layers = 1, n_heads = 2, max_seq_len = 32 }
 base.train = { steps = 10, tokens_per_update = 512, warmup = 2 }
 arms.control = {}
-arms.clip = { train.clip = 100.0 }
-claims.h1 = "clip better-than control on val/ce smallest 0.01"
+arms.clear = { train.clip = 100.0 }
+arms.unclear = { train.lr = 1e-3 }
+claims.decided = "clear better-than control on val/ce smallest 0.01"
+claims.open = "unclear better-than control on val/ce smallest 0.01"
 """
+EFFECTS = {"control": 0.0, "clear": -1.0, "unclear": -0.005}
+"""One claim is decided at the first look, the other is open after the last and needs a forecast."""
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -43,7 +56,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "judge": ["judge", str(folder / "results.csv"), "--metric", "ce", "--arm", "arm", "--pair", "seed"],
         "status": ["status", study],
         "compare": ["compare", study],
-        "why": ["why", study, "h1"],
+        "why": ["why", study, "decided"],
+        "why (undecided)": ["why", study, "open"],
         "table": ["table", study],
     }
 
@@ -70,10 +84,19 @@ def imported(arguments: list[str], folder: Path) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """A study with a plan in its store, and a table of results."""
+    """A study with a plan and made-up runs in its store, and a table of results."""
     (folder / "results.csv").write_text(CSV)
     (folder / "study.toml").write_text(STUDY)
     subprocess.run([*WINNOW, "check", str(folder / "study.toml")], check=True, capture_output=True)
+    study, store = load_study(folder / "study.toml"), RunStore(folder / "winnow-store")
+    plan = load_plan(store, study)
+    assert plan is not None
+    for arm, effect in EFFECTS.items():
+        for seed in study.seeds:
+            noise = random.Random(f"{arm} {seed}").gauss(0, 0.01)
+            config, name = plan.arms[arm].config, f"{arm} {seed}"
+            found = {"digest": plan.run(arm, seed), "study": study.id, "weights": name, "trace": name}
+            fake_record(store, arm, seed, {"val/ce": 2.0 + effect + noise}, config=config, **found)
 
 
 WINNOW = [sys.executable, "-c", "from winnow.cli import main; main()"]

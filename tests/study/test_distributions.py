@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -45,6 +47,29 @@ def test_what_is_shipped_is_what_scipy_says() -> None:
     shipped = distributions._shipped()
     assert shipped.keys() == computed.keys()
     assert all(shipped[name] == pytest.approx(value, rel=1e-12) for name, value in computed.items())
+
+
+ASK = """
+import sys
+from winnow.study.distributions import f_quantile, student_cdf, student_power, student_upper
+print(f_quantile(0.8, 3, 7), student_cdf(1.5, 7.25), student_power(2.0, 2.5, 9), student_upper(0.01, 4))
+print("scipy" in sys.modules)
+"""
+
+
+def test_values_are_computed_once_and_remembered(tmp_path: Path) -> None:
+    def ask() -> str:
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    first = ask()
+    assert first.endswith("True")
+    assert ask() == first.replace("True", "False")
+    (tmp_path / "winnow" / "numbers.json").write_text("{ not json")
+    assert ask() == first, "a damaged memory is made anew"
+    assert ask() == first.replace("True", "False")
 
 
 def test_usual_quantiles_load_no_scipy() -> None:

@@ -2,13 +2,17 @@
 
 Reading a verdict must start within half a second, and importing scipy.special costs most of that. So the few
 quantiles that ordinary verdicts and tables read are shipped (`quantiles.json`, made by scipy: `python -m
-winnow.study.distributions` writes it again); every other value is computed.
+winnow.study.distributions` writes it again). Every other value is computed once and remembered in the user's cache
+folder: the commands that read what `run` has judged ask for the same values again.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
+import os
+from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -25,33 +29,40 @@ def normal_upper(tail: float) -> float:
     return NormalDist().inv_cdf(1 - tail)
 
 
+@lru_cache(maxsize=4096)
 def student_cdf(t: float, df: float) -> float:
     """P(T <= t) for Student's t on `df` degrees of freedom."""
-    from scipy.special import stdtr
 
-    return float(stdtr(df, t))
+    def compute() -> float:
+        from scipy.special import stdtr
+
+        return float(stdtr(df, t))
+
+    return _known(f"cdf {t!r} {df!r}", compute)
 
 
 @lru_cache(maxsize=4096)
 def student_upper(tail: float, df: float) -> float:
     """The t with P(T > t) = tail, for 0 < tail < 1/2."""
-    known = _shipped().get(_student_name(tail, df))
-    if known is not None:
-        return known
-    from scipy.special import stdtrit
 
-    return -float(stdtrit(df, tail))
+    def compute() -> float:
+        from scipy.special import stdtrit
+
+        return -float(stdtrit(df, tail))
+
+    return _known(_student_name(tail, df), compute)
 
 
 @lru_cache(maxsize=4096)
 def f_quantile(p: float, df1: float, df2: float) -> float:
     """The p quantile of F on (df1, df2) degrees of freedom."""
-    known = _shipped().get(_f_name(p, df1, df2))
-    if known is not None:
-        return known
-    from scipy.special import fdtri
 
-    return float(fdtri(df1, df2, p))
+    def compute() -> float:
+        from scipy.special import fdtri
+
+        return float(fdtri(df1, df2, p))
+
+    return _known(_f_name(p, df1, df2), compute)
 
 
 def fisher_exact(a: int, of_a: int, b: int, of_b: int) -> float:
@@ -62,11 +73,16 @@ def fisher_exact(a: int, of_a: int, b: int, of_b: int) -> float:
     return sum(count for count in ways.values() if count <= ways[a]) / math.comb(total, hits)
 
 
+@lru_cache(maxsize=4096)
 def student_power(shift: float, critical: float, df: float) -> float:
     """P(T > critical) for noncentral t with noncentrality `shift`."""
-    from scipy.special import nctdtr
 
-    return 1.0 - float(nctdtr(df, shift, critical))
+    def compute() -> float:
+        from scipy.special import nctdtr
+
+        return 1.0 - float(nctdtr(df, shift, critical))
+
+    return _known(f"nct {shift!r} {critical!r} {df!r}", compute)
 
 
 def digamma(x: float) -> float:
@@ -84,16 +100,70 @@ def trigamma(x: float) -> float:
 
 
 def _student_name(tail: float, df: float) -> str:
-    return f"t {tail:.6g} {df:g}"
+    return f"t {tail:.12g} {df:.12g}"
 
 
 def _f_name(p: float, df1: float, df2: float) -> str:
-    return f"f {p:.6g} {df1:g} {df2:g}"
+    return f"f {p:.12g} {df1:.12g} {df2:.12g}"
 
 
 @cache
 def _shipped() -> dict[str, float]:
     return json.loads(resources.files("winnow.study").joinpath("quantiles.json").read_text())
+
+
+class _Memory:
+    """Values that were computed before, in one file of the user's cache folder. Losing it costs time, nothing else."""
+
+    MOST_NEW, MOST = 2_000, 20_000
+    """Values that one process adds, and that the file holds before it is begun anew: simulations ask for millions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values = self._read()
+        self.new: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        if not self.new:
+            atexit.register(self.save)
+        if len(self.new) < self.MOST_NEW:
+            self.new[name] = value
+
+    def save(self) -> None:
+        """Add what is new to what other processes have added meanwhile."""
+        kept = self._read()
+        merged = {**(kept if len(kept) < self.MOST else {}), **self.new}
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(merged))
+            os.replace(draft, self.path)
+        except OSError:
+            pass  # a read-only or full home only costs the next command its time
+
+    def _read(self) -> dict[str, float]:
+        try:
+            found = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@cache
+def _memory(folder: str) -> _Memory:
+    return _Memory(Path(folder) / "winnow" / "numbers.json")
+
+
+def _known(name: str, compute: Callable[[], float]) -> float:
+    """The value of this name: shipped, remembered, or computed and remembered."""
+    value = _shipped().get(name)
+    if value is None:
+        memory = _memory(os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+        value = memory.values.get(name)
+        if not isinstance(value, float):
+            value = compute()
+            memory.add(name, value)
+    return value
 
 
 def make_table() -> dict[str, float]:
