@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: results and times as in a run
+
+if "WINNOW_TEST_CACHE" not in os.environ:  # one for all workers; nothing is read from or left in the user's own
+    os.environ["WINNOW_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="winnow-cache-")
 
 from jaxtyping import install_import_hook
 
