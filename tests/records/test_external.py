@@ -62,7 +62,7 @@ def test_seed_and_config_are_the_identity_and_the_label_is_not(store: RunStore) 
     with pytest.raises(InputError, match="recorded already"):
         make(store, 1.0, seed=0, study="another", arm="b")
     with winnow.record({"model": CONFIG["model"], "lr": 1}, 2, store=store.root) as run:
-        pass
+        run.log(step=0, loss=1.0)
     with pytest.raises(InputError, match="recorded already"):
         make(store, 1.0, seed=2)
     record = store.record(run.digest)
@@ -107,8 +107,38 @@ def test_again_keeps_the_earlier_record_and_says_so(store: RunStore) -> None:
 
 
 def test_a_run_is_recorded_by_one_process_at_a_time(store: RunStore) -> None:
-    with winnow.record(CONFIG, 0, store=store.root), pytest.raises(InputError, match="another process"):
-        make(store, 1.0)
+    with winnow.record(CONFIG, 0, store=store.root) as run:
+        with pytest.raises(InputError, match="another process"):
+            make(store, 1.0)
+        run.log(step=0, loss=1.0)
+
+
+def test_a_run_that_logged_nothing_has_failed(store: RunStore) -> None:
+    with pytest.raises(InputError, match="the block has logged nothing; call run"):
+        make(store)
+    with pytest.raises(InputError, match="logged nothing"), winnow.record(CONFIG, 0, store=store.root) as run:
+        run.log(step=0)
+    record = store.record(run.digest)
+    assert record is not None
+    assert (record.status, record.final) == ("failed", {})
+    assert "logged nothing" in (record.error or "")
+    assert store.state(make(store, 2.0)) == "finished", "and may be made again"
+
+
+def test_a_metric_has_one_value_per_step(store: RunStore) -> None:
+    with winnow.record(CONFIG, 0, store=store.root) as run:
+        run.log(step=3, loss=1.0)
+        with pytest.raises(InputError, match="not a number"):
+            run.log(step=4, loss="low")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(InputError, match="loss: step 3 has a value already"):
+            run.log(step=3, accuracy=0.5, loss=2.0)
+        run.log(step=3, accuracy=0.5)
+        run.log(step=4, loss=0.5)
+    assert store.metrics(run.digest) == [
+        {"step": 3, "loss": 1.0},
+        {"step": 3, "accuracy": 0.5},
+        {"step": 4, "loss": 0.5},
+    ]
 
 
 def test_a_non_finite_result_is_a_finding(store: RunStore) -> None:

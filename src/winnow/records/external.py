@@ -35,6 +35,8 @@ class RecordedRun:
         self._steps_asked = steps
         self._rerun = rerun
         self._last_step = -1
+        self._logged = frozenset[str]()
+        """Metrics that the last step has."""
         self._final: dict[str, float] = {}
         self._started = time.monotonic()
         self._provenance = collect(deterministic=False, notes=("made by another program",))
@@ -42,20 +44,25 @@ class RecordedRun:
     def log(self, *, step: int, **metrics: float) -> None:
         """Write metric values of one step (counted from 0, never going back). The last value of each is its result.
 
-        Raises InputError for a step that goes back or a value that is no number.
+        Several calls may share a step if they log different metrics.
+        Raises InputError for a step that goes back, a metric twice at one step, or a value that is no number.
         """
         if step < self._last_step:
             raise InputError(f"step {step} comes after step {self._last_step}", mend="log steps in order")
+        logged = self._logged if step == self._last_step else frozenset[str]()
         row: dict[str, float] = {}
         for name, value in metrics.items():
             if name in ("step", "crc"):
                 raise InputError(f"a metric cannot be called {name!r}", mend="give it another name")
+            if name in logged:
+                raise InputError(f"step {step} has a value already", key=name, mend="log each metric once per step")
             try:
                 row[name] = float(value)
             except (TypeError, ValueError) as error:
                 raise InputError(f"{value!r} is not a number", key=name, mend="log plain numbers") from error
         self._run.journal.append({"step": step, **row})
         self._last_step = step
+        self._logged = logged | row.keys()
         self._final.update(row)
 
     def _record(self, status: Status, error: str | None) -> RunRecord:
@@ -93,6 +100,10 @@ class RecordedRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._run:
+            if error is None and not self._final:
+                empty = InputError("the block has logged nothing", mend="call run.log(step=..., METRIC=...) inside it")
+                self._run.finish(self._record("failed", str(empty)))
+                raise empty
             if error is None:
                 self._run.finish(self._record("finished", None))
                 return
@@ -119,7 +130,8 @@ def record(
     many as are logged); again: make a run anew that is recorded already. Its earlier record and metrics stay beside
     the new ones, and the new record says so.
 
-    An exception inside the block is recorded with its traceback and goes on; the run may then be made again.
+    An exception inside the block is recorded with its traceback and goes on; the run may then be made again. A block
+    that has logged nothing is a failed run, and raises InputError at its end.
     Raises InputError if the run is recorded already or another process is recording it, or the config is not plain.
     """
     plain = _plain(config)
