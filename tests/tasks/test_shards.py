@@ -181,7 +181,7 @@ def test_shards_that_differ_from_their_manifest_are_refused(prepared: Path) -> N
     path.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
     with pytest.raises(InputError, match=r"is damaged: its SHA-256 is not that in manifest.json") as caught:
         config.build()
-    assert caught.value.file == str(path)
+    assert (caught.value.file, caught.value.key) == (str(path), "task.source"), "at the line of the source"
     path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
         config.build()
@@ -198,11 +198,13 @@ def test_shards_that_differ_from_their_manifest_are_refused(prepared: Path) -> N
         ({"complete": False}, "these shards are not all prepared"),
         ({"version": 2}, "has version 2, this Winnow knows version 1"),
         ({"extra": 1}, "unknown key 'extra'"),
+        ({"shards": [{}]}, "shards.0.file: "),
         ({"format": "other"}, "is a folder"),
     ],
 )
 def test_manifests_that_cannot_be_used_are_refused(prepared: Path, changes: dict[str, Any], message: str) -> None:
     path = prepared / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         build(prepared, tokenizer={"kind": "manifest"})
+    assert caught.value.key == "task.source"

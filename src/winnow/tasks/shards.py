@@ -158,15 +158,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         found = read_json(path)
     except FileNotFoundError:
         return None
+    except InputError as error:
+        raise error.at(key="task.source") from None
     if found.get("format") != "winnow-shards":
         return None
     if found.get("version") != 1:
         mend = "use the Winnow that wrote it, or prepare the shards again"
-        raise InputError(f"has version {found.get('version')}, this Winnow knows version 1", file=path, mend=mend)
+        message = f"has version {found.get('version')}, this Winnow knows version 1"
+        raise InputError(message, file=path, key="task.source", mend=mend)
     try:
         manifest = Manifest.model_validate(found)
     except ValidationError as error:
-        raise input_errors(error)[0].at(file=path) from error
+        fault = input_errors(error)[0]
+        raise InputError(f"{fault.key}: {fault.message}", file=path, key="task.source", mend=fault.mend) from error
     for entry in manifest.shards:
         safe_name(entry.file, what="shard")
     return manifest
@@ -233,5 +237,6 @@ def _split(shard: Shard, manifest: Manifest | None) -> str:
         raise InputError(f"is not in its folder's {MANIFEST}", file=shard.path, key="task.source", mend=mend)
     if entry.sha256 != shard.sha256:
         mend = "fetch or prepare it again"
-        raise InputError(f"is damaged: its SHA-256 is not that in {MANIFEST}", file=shard.path, mend=mend)
+        message = f"is damaged: its SHA-256 is not that in {MANIFEST}"
+        raise InputError(message, file=shard.path, key="task.source", mend=mend)
     return entry.split
