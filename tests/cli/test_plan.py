@@ -12,8 +12,10 @@ from tests.cli.tiny import winnow
 from tests.study.planned import made_up, noisy, planned, run_all
 
 from winnow.cli import foresight
-from winnow.study.plan import save_plan
+from winnow.records.store import RunStore
+from winnow.study.plan import load_plan, save_plan
 from winnow.study.planning import detectable
+from winnow.study.spec import load_study
 
 ARMS = [f"arm{number}" for number in range(6)]
 TEXT = """\
@@ -64,6 +66,24 @@ def test_the_measured_pairing_sharpens_the_plan(tmp_path: Path, monkeypatch: pyt
     said = winnow("plan", "made-up.toml", cwd=tmp_path).out
     assert f"paired at rho {rho:.2f} of 21 measured pairs (noise ledger of 7 arms)" in said
     assert "note: equality within 0.0005 needs" in said
+
+
+def test_runs_to_do_are_those_of_open_claims_and_chosen_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = TEXT + "arms.good = { model.width = 2 }\narms.b = { model.width = 3 }\narms.free = { model.width = 4 }\n"
+    text += 'claims.h = "good better-than control on val/ce smallest 0.01"\n'
+    open_claim = 'claims.g = "b better-than control on val/ce smallest 0.01"\n'
+    for number, (more, runs) in enumerate((("", 0), (open_claim, 4))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (found,) = lab(folder, text + more, monkeypatch, 3)
+        assert found["missing"] == [0, runs], "control and b at seeds 3 and 4, if anything is open"
+        assert found["recorded"] == 12
+    study, store = load_study(folder / "made-up.toml"), RunStore(folder / "winnow-store")
+    plan = load_plan(store, study)
+    assert plan is not None
+    assert foresight.foresee(study, plan, store, seeds=(0, 4)).missing == (0, 2)
+    store.remove(store.digests())
+    assert foresight.foresee(study, plan, store, seeds=(0, 4)).missing == (4, 7)
 
 
 def test_a_lone_pair_is_warned_of_and_nothing_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

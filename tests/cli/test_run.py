@@ -47,7 +47,7 @@ def test_a_clean_study_has_no_finding_and_a_plan_before_it_runs(clean):
     assert ended.code == 0, ended.err
     assert "findings" not in ended.out
     before, _, after = ended.err.partition("trying a few steps")
-    assert "runs to do: 6 for the first look, at most 9" in before
+    assert "runs to do: 6 for the first look, at most 8" in before, "nothing is claimed of `other`"
     assert "smallest detectable effect" in before
     assert "look 1 of 2" in after
     assert "n 3, rho" in ended.out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ from winnow.records.provenance import hardware_class
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
 from winnow.study.claims import Claim
+from winnow.study.compare import compare
 from winnow.study.ledger import Pairing, ledger, pairing
+from winnow.study.needs import open_arms
 from winnow.study.noise import NoiseKey, Prior
-from winnow.study.plan import Plan
+from winnow.study.plan import Plan, load_plan
 from winnow.study.planning import plan_design
 from winnow.study.spec import Study
 
@@ -29,7 +31,7 @@ class Foresight:
     recorded: int
     """Runs of the study that have a result."""
     missing: tuple[int, ...]
-    """Runs still to do up to each look, if every arm is needed."""
+    """Runs still to do up to each look, if no further claim is decided."""
     tokens: int
     """Training tokens of the missing runs up to the last look."""
     seconds: tuple[float, ...] | None
@@ -63,15 +65,31 @@ class ClaimForesight:
     """Pairs of arms that this rests on."""
 
 
-def foresee(study: Study, plan: Plan, store: RunStore, *, device: str = "cpu", threads: int = 1) -> Foresight:
-    """Cost and power of a study that has been resolved. The device decides which noise and which speed is known."""
+def foresee(
+    study: Study,
+    plan: Plan,
+    store: RunStore,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    seeds: Collection[int] | None = None,
+) -> Foresight:
+    """Cost and power of a study that has been resolved. The device decides which noise and which speed is known.
+
+    seeds: only these are run now; None: as the looks say. An arm that no open claim needs is run at the first look
+    alone, as a launch does.
+    """
     arms = [arm for arm in study.arms if arm in plan.arms]
     digests = {(arm, seed): plan.run(arm, seed) for arm in arms for seed in study.seeds}
     records = store.records(digests.values())
     done = {key for key, run in digests.items() if run in records and records[run].status in ("finished", "diverged")}
-    missing = [
-        [(arm, seed) for arm in arms for seed in study.seeds[:look] if (arm, seed) not in done] for look in study.looks
-    ]
+    wanted = [seed for seed in study.seeds if seeds is None or seed in seeds]
+    needed = _needed(study, plan, store)
+    missing: list[list[tuple[str, int]]] = []
+    for look in study.looks:
+        now = [arm for arm in arms if arm in needed or look == study.looks[0]]
+        runs = [(arm, seed) for arm in now for seed in study.seeds[:look] if seed in wanted and (arm, seed) not in done]
+        missing.append(list(dict.fromkeys([*(missing[-1] if missing else ()), *runs])))
     per_run = {arm: int(plan.arms[arm].facts.get("tokens", 0)) for arm in arms}
     hardware = hardware_class(device, threads)
     everything = store.records() if study.claims or missing[-1] else {}
@@ -111,7 +129,7 @@ def foresight_lines(found: Foresight, *, jobs: int) -> list[str]:
     lines = [f"  {found.arms} arms, judged at {seeds} seeds each"]
     first, last = found.missing[0], found.missing[-1]
     if not last:
-        lines.append(f"  runs: all {found.recorded} are recorded")
+        lines.append(f"  runs to do: none ({found.recorded} recorded)")
     else:
         to_do = (
             str(first)
@@ -181,6 +199,18 @@ def _claim(
         rho_pairs=0 if shared is None else shared.pairs,
     )
     return found, design.warnings
+
+
+def _needed(study: Study, plan: Plan, store: RunStore) -> tuple[str, ...]:
+    """Arms that go beyond the first look: those of claims that the records leave open."""
+    stored = load_plan(store, study)
+    known = stored is not None and all(
+        arm in stored.arms and stored.run(arm, 0) == plan.run(arm, 0) for arm in plan.arms
+    )
+    if not known:  # nothing is recorded of what these arms mean now
+        claimed = {arm for claim in study.claims for arm in claim.all_arms}
+        return tuple(arm for arm in study.arms if arm in claimed or not claimed)
+    return open_arms(study, compare(study, store).verdicts)
 
 
 def _key_known(plan: Plan, claim: Claim) -> bool:

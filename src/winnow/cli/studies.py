@@ -79,7 +79,7 @@ def run(
         bad = False
         reports: list[dict[str, Any]] = []
         for study, (plan, resolved) in zip(source.studies, plans, strict=True):
-            _foretell(study, plan, records, device, threads, jobs or default_jobs(device))
+            _foretell(study, plan, records, launch, jobs or default_jobs(device))
             outcome = _launch(study, records, launch, resolved)
             bad |= _conclude(source, study, records, outcome, quiet=as_json, reports=reports)
             if outcome is not None and outcome.stopped:
@@ -210,12 +210,13 @@ def _planned(study: Study, records: RunStore, trust: bool) -> tuple[Plan, Resolv
     return resolved.plan, resolved
 
 
-def _foretell(study: Study, plan: Plan, records: RunStore, device: str, threads: int, jobs: int) -> None:
+def _foretell(study: Study, plan: Plan, records: RunStore, launch: Options, jobs: int) -> None:
     from winnow.cli.foresight import foresee, foresight_lines
 
     output.note(f"{output.bold(study.id)}{f': {study.question}' if study.question else ''}")
     if study.runs == "winnow":
-        for line in foresight_lines(foresee(study, plan, records, device=device, threads=threads), jobs=jobs):
+        found = foresee(study, plan, records, device=launch.device, threads=launch.threads, seeds=launch.seeds)
+        for line in foresight_lines(found, jobs=jobs):
             output.note(line)
 
 
