@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_every_help_has_an_example_of_files_and_claims_that_exist(winnow, name: 
             assert (ROOT / word).is_file(), word
     if name == "why":
         load_study(ROOT / words[1]).claim(words[2])
+
+
+def test_the_json_of_every_command_that_has_it_is_documented():
+    page = (ROOT / "docs" / "commands.md").read_text().partition("## JSON")[2]
+    rows = set(re.findall(r"^\| `([a-z -]+)` \|", page, re.MULTILINE))
+    infos = [*app.registered_commands, *app.registered_groups[0].typer_instance.registered_commands]  # type: ignore[union-attr]
+    given = {info.name for info in infos if "as_json" in signature(info.callback).parameters}  # type: ignore[arg-type]
+    assert {"data prepare" if name == "prepare" else name for name in given} == rows
 
 
 def test_commands_that_only_read_never_import_torch(tmp_path: Path):
