@@ -75,15 +75,6 @@ def refuse(study: Study, found: tuple[AuditFinding, ...]) -> None:
             raise InputError(f"{finding.rule}: {finding.message}", file=finding.where, mend=finding.mend)
 
 
-def invalid_claims(found: tuple[AuditFinding, ...]) -> dict[str, str]:
-    """Why claims are invalid by the audit, by claim."""
-    reasons: dict[str, str] = {}
-    for item in found:
-        for claim in item.claims:
-            reasons.setdefault(claim, item.finding.message)
-    return reasons
-
-
 def _found(
     study: Study,
     rule: str,

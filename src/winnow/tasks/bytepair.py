@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -24,6 +24,7 @@ from winnow.config import digest
 from winnow.errors import InputError
 from winnow.tasks.base import Ids
 from winnow.tasks.cache import cached
+from winnow.tasks.documents import batches
 from winnow.tasks.shards import MANIFEST, TOKENIZER_FILE, finished_manifest
 from winnow.tasks.tokenizer import NAME_THE_TOKENIZER, BytesTokenizer, Tokenizer, TokenizerConfig
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _BATCH_BYTES = 1 << 22
+"""Documents of so many bytes are encoded together: the library holds some 100 bytes per token while it works."""
 
 
 def _byte_characters() -> dict[str, int]:
@@ -109,7 +111,7 @@ class BytePairTokenizer(Tokenizer):
         kind = "<u2" if self.vocab_size <= 1 << 16 else "<i4"
         end = np.array([self._end], dtype=kind)
         parts: list[npt.NDArray[Any]] = []
-        for group in _groups(documents):
+        for group in batches(documents, _BATCH_BYTES):
             texts = [document.decode() for document in group]
             for document, encoding in zip(
                 group, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
@@ -122,20 +124,6 @@ class BytePairTokenizer(Tokenizer):
 
     def decode(self, ids: Ids) -> bytes:
         return b"".join(map(self._pieces.__getitem__, ids.tolist()))
-
-
-def _groups(documents: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Consecutive documents of a few MiB together: the library holds some 100 bytes per token while it works."""
-    group: list[bytes] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document)
-        if size >= _BATCH_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 class BPEConfig(TokenizerConfig):

@@ -10,7 +10,7 @@ import glob
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -151,6 +151,20 @@ def blocks(text: bytes) -> list[bytes]:
     if start < len(text):
         found.append(text[start:])
     return found
+
+
+def batches(documents: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Consecutive documents of about `size` bytes together."""
+    batch: list[bytes] = []
+    held = 0
+    for document in documents:
+        batch.append(document)
+        held += len(document)
+        if held >= size:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _block_end(text: bytes, low: int, high: int) -> int:

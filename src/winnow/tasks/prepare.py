@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from winnow.errors import InputError
 from winnow.records.files import TEMPORARY, FileLock, make_folder, safe_name, write_atomic, write_json
 from winnow.tasks.base import Ids
 from winnow.tasks.bytepair import END_OF_DOCUMENT, BytePairTokenizer, read_tokenizer
-from winnow.tasks.documents import blocks, document_rule, find_files, in_validation, read_text, text_fault
+from winnow.tasks.documents import batches, blocks, document_rule, find_files, in_validation, read_text, text_fault
 from winnow.tasks.shards import MANIFEST, TOKENIZER_FILE, Manifest, ShardEntry, open_shards, read_manifest, write_shard
 from winnow.tasks.tokenizer import BytesTokenizer, Tokenizer
 
@@ -319,7 +319,7 @@ def _go_on(
             wanted = min(wanted, enough - _tokens(manifest, "training"))
         training, validation, read, left_out = _Side(), _Side(), 0, 0
         more = False
-        for batch in _batches(documents, min(_BATCH_BYTES, wanted)):
+        for batch in batches(documents, min(_BATCH_BYTES, wanted)):
             texts = [document for document in batch if document and text_fault(document) is None]
             held_out = [document for document in texts if in_validation(document, sizes["validation_fraction"])]
             training.add(tokenizer, [t for t in texts if not in_validation(t, sizes["validation_fraction"])])
@@ -354,20 +354,6 @@ def _remove(folder: Path, manifest: Manifest, *, whole: bool) -> None:
         (folder / name).unlink(missing_ok=True)
     if whole:
         folder.rmdir()
-
-
-def _batches(documents: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Consecutive documents of about `size` bytes together."""
-    batch: list[bytes] = []
-    held = 0
-    for document in documents:
-        batch.append(document)
-        held += len(document)
-        if held >= size:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def _written(
