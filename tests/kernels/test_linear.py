@@ -61,6 +61,11 @@ def test_second_derivatives_hold_on_the_fast_path() -> None:
     # d/dw of |x w^T|^2 is 2 (x w^T)^T x.
     (expected,) = torch.autograd.grad(((2 * (xd @ wd.T).T @ xd) ** 2).sum(), xd)
     assert relative(found, expected) < 1e-5
+    (of_x,) = torch.autograd.grad((linear(x, w, None) ** 2).sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad((of_x**2).sum(), w)
+    wd.requires_grad_()
+    (expected,) = torch.autograd.grad(((2 * (xd @ wd.T) @ wd) ** 2).sum(), wd)
+    assert relative(found, expected) < 1e-5
 
 
 def test_gradcheck_in_fp64() -> None:

@@ -1,9 +1,10 @@
 """x W^T + b with declared parameters, on the faster of two matrix products.
 
 PyTorch's CPU wheels hold two libraries: MKL, which `F.linear` calls in fp32, and oneDNN. On processors that MKL does
-not favour, oneDNN's products over the weights are faster (bench/results/train_step.md has an AMD machine: about a seventh
-on forward and backward together); its product over the tokens, for the weight's gradient, is not. So in eager fp32 on the CPU each product goes where it is
-faster; anywhere else (other devices and dtypes, autocast, torch.compile) this is `F.linear`.
+not favour, oneDNN's products over the weights are faster (an AMD machine in bench/results/train_step.md: about a
+seventh on forward and backward together); its product over the tokens, for the weight's gradient, is not. So in eager
+fp32 on the CPU each product goes where it is faster; anywhere else (other devices and dtypes, autocast, torch.compile)
+this is `F.linear`.
 
 `torch.backends.mkldnn.set_flags(False)` turns oneDNN off.
 """
