@@ -20,7 +20,7 @@ test: .venv/installed  ## the tests that every commit keeps green
 check: .venv/installed  ## style, types, layers
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 soak: .venv/installed  ## the long suites: hundreds of kills, full calibration

@@ -44,7 +44,7 @@ def main() -> None:
         found = simulate(design, studies, 7)
         wrong = found.rate("supported"), found.rate("refuted")
         row(name, *wrong, limit, "yes" if max(wrong) <= limit else "NO")
-    print("\n## Stress: false verdicts of both directions, against the ceiling of the design document\n")
+    print("\n## Stress: false verdicts of both directions, against their ceilings (plus 4 binomial sd)\n")
     row("design", "false verdicts", "ceiling", "ok")
     row("---", "---", "---", "---")
     for name, (design, ceiling) in STRESS.items():
@@ -52,7 +52,7 @@ def main() -> None:
         wrong_rate = found.rate("supported") + found.rate("refuted")
         row(name, wrong_rate, ceiling, "yes" if wrong_rate <= ceiling + slack(ceiling, studies) else "NO")
     print("\n## Power of `better ... smallest 2 sigma`: supported / refuted / undecided\n")
-    row("effect (sigma)", "unpaired", "published, no guard", "paired, rho .8")
+    row("effect (sigma)", "unpaired", "expected without the guard", "paired, rho .8")
     row("---", "---", "---", "---")
     for effect, pin in PINS.items():
         effects = (0.0, effect, 0.0, 0.0)
@@ -62,7 +62,7 @@ def main() -> None:
             shown.append(" / ".join(f"{found.rate(status):.3f}" for status in ("supported", "refuted", "undecided")))
         row(f"{effect:g}", shown[0], " / ".join("-" if value is None else f"{value:.3f}" for value in pin), shown[1])
     print("\n## Equality within 2 sigma, unpaired\n")
-    row("truth (sigma)", "supported", "refuted", "published supported")
+    row("truth (sigma)", "supported", "refuted", "expected supported")
     row("---", "---", "---", "---")
     for effect, pin in ((0.0, 0.925), (2.0, 0.024)):
         found = simulate(Design((EQUAL,), (0.0, effect, 0.0, 0.0), paired=False), studies // 2, 10)

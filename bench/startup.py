@@ -94,9 +94,17 @@ def prepare(folder: Path) -> None:
     for arm, effect in EFFECTS.items():
         for seed in study.seeds:
             noise = random.Random(f"{arm} {seed}").gauss(0, 0.01)
-            config, name = plan.arms[arm].config, f"{arm} {seed}"
-            found = {"digest": plan.run(arm, seed), "study": study.id, "weights": name, "trace": name}
-            fake_record(store, arm, seed, {"val/ce": 2.0 + effect + noise}, config=config, **found)
+            fake_record(
+                store,
+                arm,
+                seed,
+                {"val/ce": 2.0 + effect + noise},
+                study=study.id,
+                config=plan.arms[arm].config,
+                digest=plan.run(arm, seed),
+                weights=f"{arm} {seed}",
+                trace=f"{arm} {seed}",
+            )
 
 
 WINNOW = [sys.executable, "-c", "from winnow.cli import main; main()"]

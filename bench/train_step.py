@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+import transformers  # pyright: ignore[reportMissingImports] (an extra: `bench`)
 from torch import Tensor, nn
 from torch.nn import functional
 

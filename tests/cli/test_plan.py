@@ -72,8 +72,9 @@ def test_runs_to_do_are_those_of_open_claims_and_chosen_seeds(tmp_path: Path, mo
     text = TEXT + "arms.good = { model.width = 2 }\narms.b = { model.width = 3 }\narms.free = { model.width = 4 }\n"
     text += 'claims.h = "good better-than control on val/ce smallest 0.01"\n'
     open_claim = 'claims.g = "b better-than control on val/ce smallest 0.01"\n'
-    for number, (more, runs) in enumerate((("", 0), (open_claim, 4))):
-        folder = tmp_path / str(number)
+    folder = tmp_path
+    for more, runs in (("", 0), (open_claim, 4)):
+        folder = tmp_path / str(runs)
         folder.mkdir()
         (found,) = lab(folder, text + more, monkeypatch, 3)
         assert found["missing"] == [0, runs], "control and b at seeds 3 and 4, if anything is open"

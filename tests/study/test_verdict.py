@@ -355,9 +355,10 @@ def test_a_verdict_does_not_depend_on_when_somebody_looked(paired: bool) -> None
     for seed in range(60):
         values = arms(seed=seed, a=-3.0 * (seed % 3), b=-1.0, c=0.5)
         have = dict.fromkeys(values, LOOKS[0])
+        verdicts: tuple[Verdict, ...] = ()
         for look in range(len(LOOKS)):
-            seen = {arm: {s: v for s, v in enumerate(row) if s < have[arm]} for arm, row in values.items()}
-            verdicts = judge_claims(claims, Observations(seen, "m", control="control"), rule, LOOKS)
+            seen = {arm: row[: have[arm]] for arm, row in values.items()}
+            verdicts = judge_claims(claims, observed(seen), rule, LOOKS)
             open_arms = {arm for verdict in verdicts if verdict.status == "undecided" for arm in verdict.claim.all_arms}
             early += len(values.keys() - open_arms) if look < len(LOOKS) - 1 else 0
             have |= dict.fromkeys(open_arms, LOOKS[min(look + 1, len(LOOKS) - 1)])
