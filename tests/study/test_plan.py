@@ -40,6 +40,20 @@ def why(found: Comparison, claim: str) -> str:
     return " ".join(note for note in verdict.notes if "exploratory" in note) if verdict.exploratory else ""
 
 
+def test_a_study_and_its_store_may_be_moved_together(tmp_path: Path):
+    (tmp_path / "old").mkdir()
+    store = started(tmp_path / "old")
+    study = read(tmp_path / "old")
+    plan = load_plan(store, study)
+    assert plan is not None
+    save_plan(store, study, plan.replace({"file": str(study.file)}))
+    assert json.loads(store.plan_path("made-up").read_text())["file"] == "../made-up.toml"
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = load_plan(RunStore(tmp_path / "new" / "winnow-store"), study)
+    assert moved is not None
+    assert moved.file == str(tmp_path / "new" / "made-up.toml")
+
+
 def test_a_plan_survives_its_file(tmp_path: Path):
     store = started(tmp_path)
     study = read(tmp_path)

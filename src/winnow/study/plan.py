@@ -11,6 +11,7 @@ edited and when it was first seen.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -117,18 +118,23 @@ def load_plan(store: RunStore, study: Study) -> Plan | None:
     if isinstance(data.get("version"), int) and data["version"] > VERSION:
         raise InputError(f"is a plan of version {data['version']}", file=path, mend="install a newer winnow-lab")
     try:
-        return Plan.model_validate(data)
+        plan = Plan.model_validate(data)
     except ValidationError as error:
         raise input_errors(error)[0].at(file=path) from None
+    return plan if plan.file is None else plan.replace({"file": os.path.normpath(store.root.resolve() / plan.file)})
 
 
 def save_plan(store: RunStore, study: Study, plan: Plan) -> None:
-    """Write the plan, whole or not at all. Raises InputError if the disk refuses."""
+    """Write the plan, whole or not at all; its file relative to the store, so that both may be moved or shared.
+
+    Raises InputError if the disk refuses.
+    """
+    file = None if plan.file is None else os.path.relpath(plan.file, store.root.resolve())
     arms = {
         name: arm.replace({"runs": {str(seed): arm.run(seed, plan.sources) for seed in study.seeds}})
         for name, arm in plan.arms.items()
     }
-    write_json(store.plan_path(study.plan_name), plan.replace({"arms": arms}).dump())
+    write_json(store.plan_path(study.plan_name), plan.replace({"arms": arms, "file": file}).dump())
 
 
 def plan_lock(store: RunStore, study: Study) -> FileLock:
