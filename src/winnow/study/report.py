@@ -114,7 +114,7 @@ def _difference(claim: Claim, read: Shown, low: float, high: float, digits: int)
 
 def _outlook(forecast: Forecast | None, digits: int) -> str:
     if forecast is None:
-        return "; no number of further seeds in sight decides if the trend holds"
+        return "; if the trend holds, no number of seeds in sight decides"
     more = f"{forecast.seeds} more seed{'s' if forecast.seeds != 1 else ''} per arm"
     where = f"half-width {forecast.half_width:.{digits}f} at {forecast.at}"
     return f"; if the trend holds, {more} decide ({where}{'' if forecast.declared else ', beyond the declared looks'})"
