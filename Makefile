@@ -8,7 +8,7 @@ export OMP_NUM_THREADS = 1
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,interpreter]'
 	touch $@
 
 quickstart: .venv/installed  ## a real study, from nothing to verdicts, in a few minutes
@@ -27,12 +27,12 @@ soak: .venv/installed  ## the long suites: hundreds of kills, full calibration
 	$(BIN)/pytest -m soak -n 2 --dist worksteal
 
 .venv/bench: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,interpreter,bench]'
 	touch $@
 
 bench: .venv/bench  ## ratios against baselines measured in the same run; tables go to bench/results; fails at the end if one missed its goal
 	missed=0; \
-	for name in compare data loop startup; do $(BIN)/python bench/$$name.py || missed=1; done; \
+	for name in attention compare data loop startup; do $(BIN)/python bench/$$name.py || missed=1; done; \
 	for name in calibration train_step; do $(BIN)/python bench/$$name.py > bench/results/$$name.md || missed=1; done; \
 	exit $$missed
 

@@ -15,7 +15,13 @@ if "WINNOW_TEST_CACHE" not in os.environ:  # one for all workers; nothing is rea
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["winnow.attention", "winnow.kernels", "winnow.models"], "beartype.beartype")
+# Not the files of Triton kernels: the hook would wrap functions whose source a compiler reads.
+kernels = [
+    f"winnow.kernels.{path.stem}"
+    for path in (Path(__file__).parents[1] / "src" / "winnow" / "kernels").glob("*.py")
+    if not path.stem.startswith("triton_")
+]
+install_import_hook(["winnow.attention", *kernels, "winnow.models"], "beartype.beartype")
 
 
 @pytest.fixture
