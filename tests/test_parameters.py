@@ -153,3 +153,23 @@ def test_slices_must_tile() -> None:
     declared = declare(module, "w", (8, 4), spec("matrix", 4, 8, slices=head_slices(("a", "b"), 4, 0)))
     assert parameter_table(module)["w"].slices[1].view(declared).shape == (4, 4)
     assert isinstance(parameter_table(module)["w"], ParameterSpec)
+
+
+def test_one_element_may_start_alone() -> None:
+    module = nn.Module()
+    weight = declare(module, "w", (2, 3), spec("mixing", 3, 2, hot=(4, 2.5)))
+    nn.init.constant_(weight, float("nan"))
+    initialise(module, 0)
+    assert weight.tolist() == [[0, 0, 0], [0, 2.5, 0]]
+    assert not parameter_table(module)["w"].decay
+    with pytest.raises(AssertionError, match="only mixing"):
+        spec("matrix", 3, 2, hot=(0, 1.0))
+
+
+def test_mixing_weights_are_drawn_and_not_decayed() -> None:
+    module = nn.Module()
+    parts = head_slices(("a", "b", "c", "d"), 1, 0)
+    weight = declare(module, "w", (4, 5000), spec("mixing", 5000, 4, slices=parts))
+    initialise(module, 0)
+    assert weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert not parameter_table(module)["w"].decay

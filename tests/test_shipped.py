@@ -19,6 +19,7 @@ NOTEBOOKS = [path for path in FILES if path.suffix == ".md"]
 TOY = {
     "base.train.steps": 3,
     "base.train.warmup": 1,
+    "base.task.context": 64,
     "base.train.tokens_per_update": 128,
     "base.evaluation.every": 3,
     "base.evaluation.tokens": 256,

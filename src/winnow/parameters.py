@@ -15,11 +15,13 @@ Initial values (the only place where they are decided; L = number of layers):
 | readout   | untied readout                                        | normal | 0.02               | yes     |
 | matrix    | q, k, v; first matrix of the MLP                      | normal | 0.02               | yes     |
 | residual  | attention's output projection; last matrix of the MLP | normal | 0.02 / sqrt(2 L)   | yes     |
+| mixing    | weights that mix scores of heads or slices into masks | normal | 0.02               | no      |
 | bias      | added by a linear map                                 | zeros  |                    | no      |
 | scale     | multiplied by a norm                                  | ones   |                    | no      |
 | shift     | added by a norm                                       | zeros  |                    | no      |
 
-"Decayed" is what `decay_on = "matrices"` decays: the tensors of two dimensions, as GPT-2's training did.
+"Decayed" is what `decay_on = "matrices"` decays: the tensors of two dimensions, as GPT-2's training did, except mixing
+weights. A mixing vector may start at one head instead (`hot`): one element is set, the others are 0.
 Source: Radford et al. 2019, section 2.3, with the constants of the released GPT-2.
 """
 
@@ -34,8 +36,8 @@ from torch import Tensor, nn
 
 from winnow.config import stream
 
-Role = Literal["embedding", "position", "readout", "matrix", "residual", "bias", "scale", "shift"]
-Init = Literal["normal", "zeros", "ones"]
+Role = Literal["embedding", "position", "readout", "matrix", "residual", "mixing", "bias", "scale", "shift"]
+Init = Literal["normal", "zeros", "ones", "one-hot"]
 
 STD = 0.02
 """Standard deviation of every normal initial value, before residual scaling."""
@@ -71,12 +73,24 @@ class ParameterSpec:
     """Decayed under `decay_on = "matrices"`."""
     slices: tuple[Slice, ...] = ()
     lr_multiplier: float = 1.0
+    """Of the learning rate; 0 freezes."""
+    hot: tuple[int, float] | None = None
+    """Of a one-hot start: index in the flattened tensor, and the value there."""
 
 
 def spec(
-    role: Role, fan_in: int, fan_out: int, *, slices: tuple[Slice, ...] = (), n_layers: int | None = None
+    role: Role,
+    fan_in: int,
+    fan_out: int,
+    *,
+    slices: tuple[Slice, ...] = (),
+    n_layers: int | None = None,
+    hot: tuple[int, float] | None = None,
 ) -> ParameterSpec:
-    """The specification that the table above gives a role. Only `residual` needs `n_layers`."""
+    """The specification that the table above gives a role. Only `residual` needs `n_layers`; `hot` is for `mixing`."""
+    assert hot is None or role == "mixing", "only mixing weights start at one element"
+    if hot is not None:
+        return ParameterSpec(role, fan_in, fan_out, "one-hot", 0.0, decay=False, slices=slices, hot=hot)
     if role in ("bias", "shift"):
         return ParameterSpec(role, fan_in, fan_out, "zeros", 0.0, decay=False, slices=slices)
     if role == "scale":
@@ -85,7 +99,7 @@ def spec(
     if role == "residual":
         assert n_layers is not None, "a residual projection is scaled by the number of layers"
         std *= (2 * n_layers) ** -0.5
-    return ParameterSpec(role, fan_in, fan_out, "normal", std, decay=True, slices=slices)
+    return ParameterSpec(role, fan_in, fan_out, "normal", std, decay=role != "mixing", slices=slices)
 
 
 def head_slices(names: tuple[str, ...], width: int, dim: int) -> tuple[Slice, ...]:
@@ -140,6 +154,9 @@ def initialise(model: nn.Module, seed: int) -> None:
                 target.copy_(_normal(stream(seed, "init", name, part.name), target.shape) * specification.std)
         else:
             parameter.fill_(1.0 if specification.init == "ones" else 0.0)
+        if specification.hot is not None:
+            index, value = specification.hot
+            parameter.view(-1)[index] = value
 
 
 def _normal(key: int, shape: torch.Size) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -9,23 +10,34 @@ import torch
 from torch import Tensor
 
 from winnow.attention import Attention, AttentionConfig, MixerState, Shape, mixer_state
-from winnow.config import Variant
-from winnow.parameters import initialise, parameter_table
+from winnow.config import Config, Variant, stream
+from winnow.errors import InputError
+from winnow.parameters import Slice, initialise, parameter_table
 
 KINDS = sorted(AttentionConfig.members)
 T = 7
+LONG = 131
+"""Tokens after which algorithms of a sum differ in the last bits."""
 
 
-def make(config: Any, *, n_kv_heads: int = 4, rotary: bool = True, dtype: torch.dtype = torch.float64) -> Attention:
-    """A module with large weights, so that scores differ enough for every rule to bite."""
+def make(
+    config: Any,
+    *,
+    n_kv_heads: int = 4,
+    rotary: bool = True,
+    dtype: torch.dtype = torch.float64,
+    layer: int = 1,
+    std: float = 0.7,
+) -> Attention:
+    """A module with large weights, so that scores differ enough for every rule to bite; equal slices are shared."""
     shape = Shape(
         d_model=12,
         n_heads=4,
         n_kv_heads=n_kv_heads,
-        d_head=6,
-        layer=1,
+        d_head=8,
+        layer=layer,
         n_layers=3,
-        max_seq_len=T,
+        max_seq_len=LONG,
         bias=True,
         rotary=rotary,
     )
@@ -35,15 +47,18 @@ def make(config: Any, *, n_kv_heads: int = 4, rotary: bool = True, dtype: torch.
         attention = config.build(shape)
     finally:
         torch.set_default_dtype(before)
-    generator = torch.Generator().manual_seed(3)
+    table = parameter_table(attention)
     with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.7)
+        for name, parameter in attention.named_parameters():
+            for part in table[name].slices or (Slice("", 0, 0, len(parameter)),):
+                generator = torch.Generator().manual_seed(stream(3, name, part.name))
+                target = part.view(parameter)
+                target.copy_(torch.randn(target.shape, generator=generator, dtype=torch.float64) * std)
     return attention
 
 
-def inputs(B: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(B, T, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def inputs(B: int = 2, seed: int = 0, n: int = T) -> Tensor:
+    return torch.randn(B, n, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [5, 5, 5, 5, 5, 5, 9]])
@@ -122,13 +137,26 @@ def test_first_token_attends_to_itself(config) -> None:
     assert torch.allclose(attention(x, MixerState()).y[:, 0], attention.out(v[:, 0].flatten(1)), atol=1e-14)
 
 
-def test_config_round_trips(config) -> None:
+def test_config_round_trips_whole(config) -> None:
     assert AttentionConfig.model_validate(config.dump()) == config
+    assert AttentionConfig.model_validate(config.dump()).digest() == config.digest()
+
+
+def test_kind_alone_is_the_default(config) -> None:
     assert AttentionConfig.model_validate({"kind": config.kind}) == config
 
 
 def test_kinds_have_digests_of_their_own() -> None:
     assert len({AttentionConfig.members[kind].model_validate({}).digest() for kind in KINDS}) == len(KINDS)
+
+
+# A field that acts only beside another value: the config to change it in, and its other value.
+BESIDE: dict[str, tuple[dict[str, Any], Any]] = {
+    "relu_after": ({"leak": 0.5}, True),
+    "spread": ({"scores": {"kind": "selectors", "n_heads": 2}}, (0, 1, 1, 0)),
+}
+ROUNDING = ("algorithm", "dtype")
+"""Fields that change a result in its last bits alone."""
 
 
 def other_values(annotation: Any, default: Any) -> list[Any]:
@@ -137,17 +165,79 @@ def other_values(annotation: Any, default: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return [value for value in get_args(annotation) if value != default]
     if isinstance(default, int | float):
-        return [default * 2 + 1]
+        return [value for value in (2 * default + 1, default + 1, default // 2, default / 100) if value != default]
     raise AssertionError(f"say here how to change a field of type {annotation}")
 
 
-def test_every_field_changes_the_function(config) -> None:
-    x = inputs()
-    y = make(config)(x, MixerState()).y
+def neighbours(config: Config) -> Iterator[tuple[str, list[tuple[Config, Config]]]]:
+    """Each field, at any depth, with pairs of configs that differ in it alone. One pair at least must differ in what
+    it computes."""
     for name, field in type(config).model_fields.items():
-        for value in other_values(field.annotation, field.default) if name != "kind" else []:
-            z = make(config.replace({name: value}))(x, MixerState()).y
-            assert (y - z).abs().max() > 1e-6, f"{config.kind}.{name} = {value!r} has no effect"
+        value = config.__dict__[name]
+        if name == "kind":
+            continue
+        if name in BESIDE:
+            beside, other = BESIDE[name]
+            yield name, [(config.replace(beside), config.replace({**beside, name: other}))]
+            continue
+        if value is None:
+            (value,) = (kind() for kind in get_args(field.annotation) if kind is not type(None))
+            yield name, [(config, config.replace({name: value}))]
+        if isinstance(value, Config):
+            family = next((kind for kind in type(value).__mro__ if Variant in kind.__bases__), None)
+            members = [type(value)] if family is None else list(family.members.values())
+            for member in members:
+                part = member.model_validate({"kind": member.model_fields["kind"].default} if family else {})
+                if type(part) is not type(value):
+                    yield f"{name} = {part.kind}", [(config, config.replace({name: part}))]
+                for inner, pairs in neighbours(part):
+                    outer = [(config.replace({name: a}), config.replace({name: b})) for a, b in pairs]
+                    yield f"{name}.{inner}", outer
+        else:
+            found: list[tuple[Config, Config]] = []
+            for other in other_values(field.annotation, value):
+                try:
+                    found.append((config, config.replace({name: other})))
+                except ValueError:  # outside the permitted range
+                    continue
+            if isinstance(value, bool) or get_origin(field.annotation) is Literal:
+                yield from ((f"{name} = {b.__dict__[name]!r}", [(a, b)]) for a, b in found)
+            else:
+                yield name, found
+
+
+def different(a: Any, b: Any, state: MixerState) -> bool:
+    """Whether two modules compute something else, penalise something else, or start or train otherwise."""
+    one, other = make(a), make(b)
+    specs, of_other = parameter_table(one), parameter_table(other)
+    if any(specs[name] != of_other[name] for name in specs.keys() & of_other.keys()):
+        return True
+    (y, aux), (z, of_z) = one(inputs(), state), other(inputs(), state)
+    if (y - z).abs().max() > 1e-6:
+        return True
+    zero = torch.zeros(())
+    return bool((aux.get("penalty", zero) - of_z.get("penalty", zero)).abs() > 1e-9)
+
+
+def rounds_differently(a: Any, b: Any) -> bool:
+    one, other = make(a, dtype=torch.float32, std=0.3), make(b, dtype=torch.float32, std=0.3)
+    x = inputs(1, n=LONG).float()
+    return not torch.equal(one(x, MixerState()).y, other(x, MixerState()).y)
+
+
+def test_every_field_changes_the_function(config) -> None:
+    """At any depth. `previous` holds what a layer below might have handed on."""
+    below = torch.randn(2, 4, T, T, generator=torch.Generator().manual_seed(5), dtype=torch.float64).tril()
+    state = MixerState(previous={"scores": below})
+    for name, pairs in neighbours(config):
+        found = False
+        for a, b in pairs:
+            try:
+                rounding = name.split(" ")[0].split(".")[-1] in ROUNDING
+                found = found or (rounds_differently(a, b) if rounding else different(a, b, state))
+            except InputError:  # does not fit these heads
+                continue
+        assert found, f"{config.kind}.{name} has no effect"
 
 
 def test_parameters_are_declared_with_slices_per_head(config) -> None:
@@ -155,7 +245,10 @@ def test_parameters_are_declared_with_slices_per_head(config) -> None:
     initialise(attention, 0)
     table = parameter_table(attention)
     names = [part.name for part in table["qkv.weight"].slices]
-    assert names == ["q.0", "q.1", "q.2", "q.3", "k.0", "k.1", "v.0", "v.1"]
+    selectors = range(attention.n_selectors)
+    queries = ["q.0", "q.1", "q.2", "q.3", *(f"qs.{s}" for s in selectors)]
+    keys = ["k.0", "k.1", *(f"ks.{s}" for s in selectors)]
+    assert names == [*queries, *keys, "v.0", "v.1"]
     assert [part.name for part in table["qkv.bias"].slices] == names
     assert [part.name for part in table["out.weight"].slices] == ["o.0", "o.1", "o.2", "o.3"]
 

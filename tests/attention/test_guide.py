@@ -33,7 +33,7 @@ def test_the_guide_is_right(shown) -> None:
         contract.test_changing_a_token_never_alters_rows_before_it(shown, documents)
     contract.test_nothing_crosses_documents(shown)
     contract.test_equals_its_oracle_in_values_and_gradients(shown, 2, True)
-    contract.test_config_round_trips(shown)
+    contract.test_config_round_trips_whole(shown)
     contract.test_every_field_changes_the_function(shown)
     contract.test_parameters_are_declared_with_slices_per_head(shown)
     contract.test_costs_grow_with_the_context(shown)

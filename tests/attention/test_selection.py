@@ -1,4 +1,7 @@
-"""Selective attention: the exact figures of its definition, and an oracle that shares no code with the package."""
+"""Selective attention: the exact figures of its definition, and an oracle that shares no code with the package.
+
+Rows S1-10 to S1-14 of docs/selective.md.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from tests.oracles import gpt as oracle
 from torch import Tensor
 
 from winnow.attention import MixerState, SelectiveConfig, SoftmaxConfig, mixer_state
-from winnow.attention.selection import selectable, selection_mask
 from winnow.config import watch_reads
+from winnow.kernels.reference import forgotten
+from winnow.kernels.rule import Rule
 
 T = 9
-CPU = torch.device("cpu")
 
 
 def random_scores(B: int = 3, seed: int = 0, n: int = T) -> Tensor:
@@ -23,8 +26,8 @@ def random_scores(B: int = 3, seed: int = 0, n: int = T) -> Tensor:
 
 
 def mask_of(scores: Tensor, documents: Tensor | None = None, *, protect_bos: bool = True, own: bool = False) -> Tensor:
-    may = selectable(scores.shape[1], documents, protect_bos=protect_bos, allow_self_masking=own, device=scores.device)
-    return selection_mask(scores, may)
+    rule = Rule(spread=(0,), protect_bos=protect_bos, allow_self_masking=own)
+    return forgotten(scores.unsqueeze(1), None, rule, mixer_state(documents).starts)[:, 0]
 
 
 @pytest.mark.parametrize("protect_bos", [True, False])
@@ -41,6 +44,7 @@ def test_mask_equals_the_definition(protect_bos, own) -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 20))
 def test_zero_until_two_later_and_monotone(seed, n) -> None:
+    """S1-11."""
     found = mask_of(random_scores(2, seed, n) + 0.5)
     index = torch.arange(n)
     assert (found[:, index[:, None] <= index + 1] == 0).all()  # F = 0 for i <= j + 1
@@ -53,6 +57,7 @@ def test_zero_until_two_later_and_monotone(seed, n) -> None:
 
 
 def test_exact_figures() -> None:
+    """S1-11, S1-12 (`protect_bos = false`), S1-13 (`allow_self_masking`)."""
     scores = torch.arange(1.0, 17.0).reshape(1, 4, 4)  # A[i, j] = 4 i + j + 1
     assert torch.equal(mask_of(scores)[0, 3], torch.tensor([0.0, 10.0, 0.0, 0.0]))  # A[2, 1]
     own = mask_of(scores, own=True)[0]
@@ -85,7 +90,7 @@ def test_layer_equals_the_independent_oracle(protect_bos, own, n_kv_heads) -> No
     x = inputs(1).requires_grad_()
     weights = dict(attention.named_parameters(prefix="a"))
     qkv = oracle.affine(x[0], weights, "a.qkv")
-    n, K, D = x.shape[1], n_kv_heads, 6
+    n, K, D = x.shape[1], n_kv_heads, 8
     q, k, v = qkv.split((4 * D, K * D, K * D), dim=-1)
     q, k, v = q.reshape(n, 4, D), k.reshape(n, K, D), v.reshape(n, K, D)
     q = torch.stack([torch.stack([oracle.turn(q[i, h], i) for h in range(4)]) for i in range(n)])
@@ -102,6 +107,7 @@ def test_layer_equals_the_independent_oracle(protect_bos, own, n_kv_heads) -> No
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS])
 def test_without_selection_it_is_softmax_bit_by_bit(documents) -> None:
+    """S1-10, S1-14, H1, H2: with selection off it is causal attention of the same weights."""
     for dtype in (torch.float32, torch.float64):
         off, softmax = make(SelectiveConfig(selection=False), dtype=dtype), make(SoftmaxConfig(), dtype=dtype)
         x = inputs().to(dtype)
@@ -109,13 +115,13 @@ def test_without_selection_it_is_softmax_bit_by_bit(documents) -> None:
 
 
 def test_without_votes_it_is_softmax() -> None:
-    """Keys of head 0 at zero: S = 0, and head 0's scores are 0 in both."""
+    """S1-11. Keys of head 0 at zero: S = 0, and head 0's scores are 0 in both."""
     selective, softmax = make(SelectiveConfig()), make(SoftmaxConfig())
     for attention in (selective, softmax):
         with torch.no_grad():
             for tensor in (attention.qkv.weight, attention.qkv.bias):
                 assert tensor is not None
-                tensor[4 * 6 : 5 * 6] = 0
+                tensor[4 * 8 : 5 * 8] = 0
     assert torch.allclose(selective(inputs(), MixerState()).y, softmax(inputs(), MixerState()).y, atol=1e-14)
 
 
@@ -126,15 +132,18 @@ def test_huge_votes_leave_first_token_and_self() -> None:
         assert weights[i, [0, i - 1, i]].sum() == pytest.approx(1)
 
 
+def reads_of(config: SelectiveConfig) -> set[str]:
+    with watch_reads() as read:
+        make(config)
+    names = {id(part): path for path, part in config.walk()}
+    return {f"{names[part]}.{field}".lstrip(".") for part, field in read if part in names}
+
+
 def test_options_without_effect_are_never_read() -> None:
-    config = SelectiveConfig(selection=False)
-    with watch_reads() as read:
-        make(config)
-    assert read == {(id(config), "selection")}
-    config = SelectiveConfig()
-    with watch_reads() as read:
-        make(config)
-    assert {name for _, name in read} == {"selection", "protect_bos", "allow_self_masking"}
+    assert reads_of(SelectiveConfig(selection=False)) == {"selection"}
+    top = set(SelectiveConfig.model_fields) - {"kind"}
+    inside = {"scores.head", "gate.leak", "gate.relu_after", "accumulate.algorithm", "accumulate.dtype"}
+    assert reads_of(SelectiveConfig()) == top | inside
 
 
 def test_bf16_autocast_sums_votes_in_fp32() -> None:
@@ -147,7 +156,7 @@ def test_bf16_autocast_sums_votes_in_fp32() -> None:
 
 def test_costs() -> None:
     on, off = make(SelectiveConfig()), make(SelectiveConfig(selection=False))
-    assert off.flops_per_token(100) == 12 * 4 * 6 * 100
-    assert on.flops_per_token(100) == 12 * 4 * 6 * 100 + 2 * (4 + 2) * 100
-    assert off.state_bytes(100) == 100 * 2 * 4 * 6 * 4
-    assert on.state_bytes(100) == 100 * (2 * 4 * 6 * 4 + 4)
+    assert off.flops_per_token(100) == 12 * 4 * 8 * 100
+    assert on.flops_per_token(100) == 12 * 4 * 8 * 100 + 2 * (4 + 2) * 100
+    assert off.state_bytes(100) == 100 * 2 * 4 * 8 * 4
+    assert on.state_bytes(100) == 100 * (2 * 4 * 8 * 4 + 4)

@@ -110,8 +110,8 @@ def test_what_is_no_record_is_damaged(text: str) -> None:
 
 
 def test_a_record_of_a_newer_version_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"version 2; this Winnow reads up to 1; install a newer"):
-        unseal(seal(a_record(version=2)), FILE)
+    with pytest.raises(InputError, match=r"version 3; this Winnow reads up to 2; install a newer"):
+        unseal(seal(a_record(version=3)), FILE)
 
 
 def test_records_are_closed_strict_and_frozen() -> None:

@@ -121,11 +121,15 @@ def test_failed_diverged_and_unequal_seeds_are_counted(tmp_path: Path):
         ({"threads": 2}, "mixed-threads"),
         ({"packages": {"torch": "9"}}, "mixed-packages"),
         ({"code": "0ther"}, "mixed-code"),
+        ({"kernels": {"selective_attention": "chunked"}}, "mixed-kernels"),
     ],
 )
 def test_runs_that_were_made_differently(tmp_path: Path, changes: dict[str, Any], rule: str):
     study, store = made_up(tmp_path)
     run_all(study, store)
+    if rule == "mixed-kernels":  # the control uses no such operation, which says nothing
+        run(study, store, "good", 0, provenance=fake_provenance(kernels={"selective_attention": "cpu"}))
+        assert compare(study, store).findings == ()
     run(study, store, "good", 1, provenance=fake_provenance(**changes))
     found = compare(study, store)
     assert rules(found) == {rule}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -219,7 +219,7 @@ def launcher(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(folder), worker], stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(done: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it never happened"
@@ -255,7 +255,7 @@ def test_two_launchers_share_the_work(tmp_path: Path, monkeypatch: pytest.Monkey
     assert process.stdout is not None
     wait_for(lambda: (store.root / "studies" / "small.json").exists())
     outcome = run_study(study, store, options, events.append)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=120)[0]
     assert "done" in said
     assert len(set(trained(tmp_path))) == len(trained(tmp_path)) == 13
     assert any(isinstance(event, RunWaits) or (isinstance(event, RunEnded) and event.elsewhere) for event in events)
@@ -263,6 +263,15 @@ def test_two_launchers_share_the_work(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [verdict.status for verdict in outcome.comparison.verdicts] == ["supported", "undecided"]
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A job that a shell starts in the background ignores it, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     study, store = small(tmp_path, seeds=[0, 1], looks=[2])
     options = fake(tmp_path, {arm: {"seconds": 1.0} for arm in study.arms}, monkeypatch, preflight=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from winnow.config import run_digest
-from winnow.records.run import Label, RunIdentity, RunRecord
+from winnow.records.run import Finding, Label, RunIdentity, RunRecord
 from winnow.records.store import RunStore
 from winnow.train.config import RunConfig
 from winnow.train.loop import build_task
@@ -73,6 +73,11 @@ def run_in(store: RunStore, config: RunConfig, seed: int = 0, arm: str = "contro
     assert claimed is not None
     with claimed as run:
         return train(config, run, seed=seed, device=CPU)
+
+
+def said(record: RunRecord) -> list[Finding]:
+    """The findings of a run, but for what depends on this machine: whether it has a compiler."""
+    return [finding for finding in record.findings if finding.rule != "slow-kernel"]
 
 
 def go_on(store: RunStore, config: RunConfig, stop_at: int | None = None) -> RunRecord:

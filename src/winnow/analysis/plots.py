@@ -81,8 +81,8 @@ def curves_png(
     Bands are one standard deviation over seeds; an arm without a finite value is left out. key: a text that the PNG
     carries, by which its inputs can be told.
     """
-    with _style():
-        figure = _figure(4.3)
+    with drawing_style():
+        figure = new_figure(4.3)
         left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.66})
         styles = _styles([curve.arm for curve in curves], control)
         base = next((curve for curve in curves if curve.arm == control), None)
@@ -106,7 +106,7 @@ def curves_png(
         last = max((max(found) for found in bands.values() if found), default=0.0) or 1.0
         for axes in (left, right):
             _token_axis(axes, last, x_label)
-        return _png(figure, title, f"band: ± 1 sd over {_seed_counts(curves)}", key)
+        return png_bytes(figure, title, f"band: ± 1 sd over {_seed_counts(curves)}", key)
 
 
 def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title: str, *, key: str = "") -> bytes:
@@ -114,9 +114,9 @@ def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title
 
     The shaded part is what is smaller than the smallest effect of interest. key: as in `curves_png`.
     """
-    with _style():
+    with drawing_style():
         rows = max(len(contrasts), 1)
-        figure = _figure(0.6 + 0.88 * rows)
+        figure = new_figure(0.6 + 0.88 * rows)
         all_axes = figure.subplots(rows, 1, squeeze=False, gridspec_kw={"hspace": 1.05})[:, 0]
         for axes, contrast in zip(all_axes, contrasts, strict=False):
             _draw_contrast(axes, contrast)
@@ -125,7 +125,7 @@ def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title
         caption = f"difference in {metric}{f' ({unit})' if unit else ''}; dot: one seed; bar: interval of the verdict"
         if any(contrast.smallest for contrast in contrasts):
             caption += "; shaded: smaller than of interest"
-        return _png(figure, title, caption, key, left=0.25, right=0.9, top=0.5)
+        return png_bytes(figure, title, caption, key, left=0.25, right=0.9, top=0.5)
 
 
 def band(seeds: Sequence[Mapping[float, float]]) -> Band:
@@ -155,7 +155,7 @@ def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def drawing_style() -> Iterator[None]:
     """Our own settings, whatever the user's matplotlibrc says."""
     from matplotlib import style
 
@@ -187,7 +187,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """An empty figure, `height` in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -196,12 +197,13 @@ def _figure(height: float) -> Figure:
     return figure
 
 
-def _png(
+def png_bytes(
     figure: Figure, title: str, caption: str, key: str, left: float = 0.055, right: float = 0.845, top: float = 0.78
 ) -> bytes:
+    """The figure with a title and a caption, as a PNG; margins are fractions of the width, `top` in inches."""
     height = figure.get_figheight()
     figure.subplots_adjust(left=left, right=right, top=1 - top / height, bottom=0.62 / height)
-    figure.text(0.012, 1 - 0.12 / height, _clip(title, 110), fontsize=11, fontweight="bold", va="top", ha="left")
+    figure.text(0.012, 1 - 0.12 / height, clip(title, 110), fontsize=11, fontweight="bold", va="top", ha="left")
     figure.text(0.012, 0.10 / height, caption, fontsize=8, color="#5f5f5f", va="bottom", ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None} | ({"Inputs": key} if key else {}))
@@ -261,7 +263,7 @@ def _label_ends(axes: Axes, arms: Mapping[str, tuple[Band, str, Line]]) -> None:
     places = spread([end[0] for end in ends], (high - low) * 0.066, low, high)
     right = max((x for _, x, _, _ in ends), default=1.0)
     for (y, x, name, colour), place in zip(ends, places, strict=True):
-        axes.text(right * 1.035, place, _clip(name, 25), color=colour, fontsize=8.5, va="center", ha="left")
+        axes.text(right * 1.035, place, clip(name, 25), color=colour, fontsize=8.5, va="center", ha="left")
         axes.plot([x, right * 1.028], [y, place], color=colour, linewidth=0.7, alpha=0.6, clip_on=False)
 
 
@@ -307,8 +309,8 @@ def _draw_contrast(axes: Axes, contrast: Contrast) -> None:
     axes.spines["left"].set_visible(False)
     axes.locator_params(axis="x", nbins=7)
     axes.tick_params(axis="x", labelsize=8)
-    axes.text(-0.03, 0.72, _clip(contrast.claim, 26), transform=axes.transAxes, ha="right", va="center", weight="bold")
-    axes.text(-0.03, 0.22, _clip(contrast.text, 34), transform=axes.transAxes, ha="right", va="center", fontsize=8)
+    axes.text(-0.03, 0.72, clip(contrast.claim, 26), transform=axes.transAxes, ha="right", va="center", weight="bold")
+    axes.text(-0.03, 0.22, clip(contrast.text, 34), transform=axes.transAxes, ha="right", va="center", fontsize=8)
     axes.text(1.02, 0.5, contrast.status, transform=axes.transAxes, ha="left", va="center", color=colour, weight="bold")
 
 
@@ -341,7 +343,8 @@ def _seed_counts(curves: Sequence[Curve]) -> str:
     return f"{shown} seed{'s' if counts[-1] != 1 else ''}"
 
 
-def _clip(text: str, length: int) -> str:
+def clip(text: str, length: int) -> str:
+    """Text on one line, cut to `length` characters."""
     # A dollar sign would start mathematical text.
     text = " ".join(text.split()).replace("$", r"\$")
     return text if len(text) <= length else text[: length - 1] + "…"

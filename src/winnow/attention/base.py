@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -47,14 +47,36 @@ class Shape:
 
 @dataclass(frozen=True)
 class MixerState:
-    """What a mechanism knows besides x. The same for all layers of one forward pass."""
+    """What a mechanism knows besides x. All but `previous` is the same for all layers of one forward pass."""
 
     positions: Int[Tensor, "B T"] | None = None
     """Position of each token in its document; None: 0, 1, ... in every row."""
     documents: Int[Tensor, "B T"] | None = None
     """Document of each token, equal and adjacent within a document; None: each row is one document."""
-    visible: Bool[Tensor, "B 1 T T"] | None = None
-    """Whether query i may see key j, with documents; None: j <= i."""
+    starts: Int[Tensor, "B T"] | None = None
+    """Index in its row of the first token of each token's document, int32; None: 0."""
+    previous: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What the layer below handed on: its `aux`. Empty in the first layer."""
+
+    @property
+    def visible(self) -> Bool[Tensor, "B 1 T T"] | None:
+        """Whether query i may see key j, with documents; None: j <= i. Formed anew each time."""
+        return None if self.starts is None else visible_pairs(self.starts.shape[1], self.starts, self.starts.device)
+
+    def row(self, b: int) -> MixerState:
+        """The state of one row of the batch."""
+        positions, documents, starts = (
+            None if t is None else t[b : b + 1] for t in (self.positions, self.documents, self.starts)
+        )
+        previous = {name: t[b : b + 1] for name, t in self.previous.items() if t.dim()}  # a penalty is no row's
+        return MixerState(positions, documents, starts, previous)
+
+
+def visible_pairs(n_tokens: int, starts: Int[Tensor, "B T"] | None, device: torch.device) -> Bool[Tensor, "#B 1 T T"]:
+    """Whether query i may see key j: not the future, nor what lies before the query's document."""
+    index = torch.arange(n_tokens, device=device)
+    earlier = (index[:, None] >= index)[None, None]
+    return earlier if starts is None else earlier & (index >= starts[:, None, :, None])
 
 
 def mixer_state(documents: Int[Tensor, "B T"] | None) -> MixerState:
@@ -66,10 +88,7 @@ def mixer_state(documents: Int[Tensor, "B T"] | None) -> MixerState:
     first = torch.ones_like(documents, dtype=torch.bool)
     first[:, 1:] = documents[:, 1:] != documents[:, :-1]
     start = torch.where(first, index, 0).cummax(dim=1).values
-    same = documents[:, :, None] == documents[:, None, :]
-    return MixerState(
-        positions=index - start, documents=documents, visible=(same & (index[:, None] >= index)).unsqueeze(1)
-    )
+    return MixerState(positions=index - start, documents=documents, starts=start.to(torch.int32))
 
 
 class Mixed(NamedTuple):
@@ -78,11 +97,20 @@ class Mixed(NamedTuple):
     y: Float[Tensor, "B T C"]
     """Added to the residual stream."""
     aux: Mapping[str, Tensor]
-    """What a loss or a later layer needs of the inside, by name; empty for most."""
+    """What a loss or a later layer needs of the inside, by name; empty for most.
+
+    "penalty", an fp32 scalar: added to the training loss as it is. A mean over the rows, computed only while training.
+    """
 
 
 class AttentionConfig(Variant):
     """The family of mechanisms. A member is a frozen config with `kind` and `build`."""
+
+    def fits(self, shape: Shape) -> None:
+        """Raises InputError, with the key below this table, where the mechanism cannot be built for such sizes.
+
+        Asked when a model's config is made, so `layer` and `max_seq_len` are those of no layer in particular.
+        """
 
     @abstractmethod
     def build(self, shape: Shape) -> Attention:
@@ -92,16 +120,20 @@ class AttentionConfig(Variant):
 class Attention(nn.Module):
     """A mechanism with heads: fused projection to q, k, v, a mixing rule, an output projection."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, n_selectors: int = 0) -> None:
+        """`n_selectors` more heads are projected to queries and keys alone: they have no values and no output."""
         super().__init__()
         self.shape = shape
+        self.n_selectors = n_selectors
         H, K, D = shape.n_heads, shape.n_kv_heads, shape.d_head
         names = (
             *(f"q.{head}" for head in range(H)),
+            *(f"qs.{head}" for head in range(n_selectors)),
             *(f"k.{head}" for head in range(K)),
+            *(f"ks.{head}" for head in range(n_selectors)),
             *(f"v.{head}" for head in range(K)),
         )
-        width = (H + 2 * K) * D
+        width = len(names) * D
         self.qkv = Linear(
             shape.d_model,
             width,
@@ -119,11 +151,11 @@ class Attention(nn.Module):
 
     def project(
         self, x: Float[Tensor, "B T C"], state: MixerState
-    ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T K D"], Float[Tensor, "B T K D"]]:
-        """Queries, keys and values; queries and keys are already turned where positions are rotary."""
-        H, K = self.shape.n_heads, self.shape.n_kv_heads
-        qkv = self.qkv(x).unflatten(-1, (H + 2 * K, self.shape.d_head))
-        q, k, v = qkv.split((H, K, K), dim=2)
+    ) -> tuple[Float[Tensor, "B T HS D"], Float[Tensor, "B T KS D"], Float[Tensor, "B T K D"]]:
+        """Queries, keys and values, selectors last; queries and keys are already turned where positions are rotary."""
+        H, K, S = self.shape.n_heads, self.shape.n_kv_heads, self.n_selectors
+        qkv = self.qkv(x).unflatten(-1, (H + 2 * K + 2 * S, self.shape.d_head))
+        q, k, v = qkv.split((H + S, K + S, K), dim=2)
         if self.rotary is None:
             return q, k, v
         return self.rotary(q, state.positions), self.rotary(k, state.positions), v
@@ -142,6 +174,16 @@ class Attention(nn.Module):
         state: MixerState,
     ) -> tuple[Float[Tensor, "B T H D"], Mapping[str, Tensor]]:
         """The mechanism itself: the output of every head, and aux."""
+
+    def measure(
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B T K D"],
+        v: Float[Tensor, "B T K D"],
+        state: MixerState,
+    ) -> Mapping[str, float]:
+        """Figures of the inside that are worth a curve, by name. Called without gradients; changes nothing."""
+        return {}
 
     @abstractmethod
     def oracle(

@@ -1,9 +1,14 @@
-"""Selective attention: causal softmax attention with the selection's mask subtracted from all heads' scores.
+"""Selective attention: causal softmax attention with the selection's masks subtracted from the heads' scores.
 
-    A = q . k / sqrt(D),  F = selection_mask(A of head 0),  P = softmax(A - F),  y = P v
+    A_h = q_h . k_h / sqrt(D)                     raw scores, nats
+    F   = accumulate(gate(scores of A))           votes of earlier queries: winnow.attention.selection
+    P_h = softmax(A_h - F_spread[h]),  y = P v
 
-Head 0 selects and keeps its ordinary output as well. Source: Leviathan, Kalman, Matias 2024 (arXiv 2410.02703),
-section 3. This is the plain implementation: it forms (B, H, T, T) scores.
+With the defaults head 0 selects, keeps its ordinary output as well, and all heads read one mask. Source: Leviathan,
+Kalman, Matias 2024 (arXiv 2410.02703), section 3; every variant: docs/selective.md.
+
+`winnow.kernels.selective_attention` computes it on whatever backend is fastest here. Which one is no option of the
+mechanism: backends agree, so it cannot change what an experiment says; a run's record names the one that was used.
 
 A token that was voted out by many queries gets a weight below 1e-38, where CPUs compute tens of times slower
 (denormals): the trainer flushes those to 0 in every thread, and so must a loop of your own.
@@ -12,20 +17,51 @@ A token that was voted out by many queries gets a weight below 1e-38, where CPUs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from pydantic import NonNegativeInt, field_validator, model_validator
+from torch import Tensor, nn
 
-from winnow.attention.base import BYTES_PER_STATE_ELEMENT, Attention, AttentionConfig, MixerState, Shape
-from winnow.attention.selection import selectable, selection_mask
+from winnow.attention.base import (
+    BYTES_PER_STATE_ELEMENT,
+    Attention,
+    AttentionConfig,
+    MixerState,
+    Shape,
+    visible_pairs,
+)
+from winnow.attention.selection import (
+    AccumulateConfig,
+    GateConfig,
+    PenaltyConfig,
+    ProtectConfig,
+    ProtectorConfig,
+    Shield,
+    SumConfig,
+    ZeroProtector,
+    spread_over,
+)
+from winnow.attention.selective_inside import RowFigures, figures_of_row
+from winnow.attention.selective_oracle import token_by_token
+from winnow.attention.selective_presets import expand
+from winnow.attention.selectors import HeadScores, ScoresConfig, Selector
 from winnow.attention.softmax import kv_bytes, softmax_attention, softmax_flops_per_token
+from winnow.errors import InputError
+from winnow.kernels.reference import attend
+from winnow.kernels.rule import Rule
+from winnow.kernels.selective import selection_usage, selective_attention
+from winnow.parameters import declare, head_slices, spec
 
 
 @final
 class SelectiveConfig(AttentionConfig):
-    """Attention that forgets what later tokens have voted out."""
+    """Attention that forgets what later tokens have voted out.
+
+    A table may name `preset`, one or several option values of the program behind the first published notebooks
+    (`winnow.attention.selective_presets`): it is expanded before validation and leaves no trace.
+    """
 
     kind: Literal["selective"] = "selective"
     protect_bos: bool = True
@@ -34,8 +70,82 @@ class SelectiveConfig(AttentionConfig):
     """A token's vote against itself counts (from the next query on). False: off."""
     selection: bool = True
     """Subtract the mask. False: off, the layer is standard attention."""
+    scores: ScoresConfig = HeadScores()
+    """Where the masks' scores come from."""
+    gate: GateConfig = GateConfig()
+    """What a score becomes before it is summed."""
+    accumulate: AccumulateConfig = SumConfig()
+    """How votes add up over queries."""
+    spread: Literal["grouped"] | tuple[NonNegativeInt, ...] = "grouped"
+    """The mask of each head. grouped: equal groups of consecutive heads, left-over heads from mask 0 on."""
+    residual_scores: bool = False
+    """Scores also get those of the layer below, mixed over heads by a learned matrix. False: off."""
+    penalty: PenaltyConfig | None = None
+    """A loss on the memory that the layer holds on to. None: off."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {
+        "scores": HeadScores(),
+        "gate": GateConfig(),
+        "accumulate": SumConfig(),
+        "spread": "grouped",
+        "residual_scores": False,
+        "penalty": None,
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        return expand(cast("dict[str, Any]", value)) if isinstance(value, dict) else value
+
+    @field_validator("spread", mode="before")
+    @classmethod
+    def _names_masks(cls, value: Any) -> Any:
+        if value == "grouped" or (isinstance(value, tuple | list) and all(map(_is_mask, cast("list[Any]", value)))):
+            return value
+        raise InputError(f"{value!r} is not permitted", mend='use "grouped", or for each head a mask, counted from 0')
+
+    @model_validator(mode="after")
+    def _agree(self) -> SelectiveConfig:
+        if not self.selection:
+            if self.penalty is not None:
+                raise InputError("without selection nothing is forgotten", key="penalty", mend="drop it")
+            if self.residual_scores:
+                raise InputError(
+                    "without selection the layer is standard attention", key="residual_scores", mend="drop it"
+                )
+        if isinstance(self.accumulate, ProtectConfig):
+            if isinstance(self.accumulate.source, ZeroProtector) and self.accumulate.scale != 1:
+                raise InputError("a protection of 0 has no scale", key="accumulate.scale", mend="drop it")
+            if self.gate.leak:
+                raise InputError(
+                    "protection needs votes of 0 or more, and a leaky gate lets negative ones through",
+                    key="gate.leak",
+                    mend="set it to 0, or accumulate to the plain sum",
+                )
+            if self.gate.relu_after:
+                raise InputError(
+                    "damage under protection is never negative", key="gate.relu_after", mend="set it to false"
+                )
+        return self
+
+    def fits(self, shape: Shape) -> None:
+        """See `AttentionConfig.fits`."""
+        if not self.selection:
+            return
+        parts: list[tuple[str, ScoresConfig | ProtectorConfig]] = [("scores", self.scores)]
+        if isinstance(self.accumulate, ProtectConfig):
+            parts.append(("accumulate.source", self.accumulate.source))
+        for key, part in parts:
+            try:
+                part.fits(shape)
+            except InputError as error:
+                raise InputError(error.message, key=f"{key}.{error.key}", mend=error.mend) from error
+        spread_over(self.spread, self.scores.masks(shape.n_heads), shape.n_heads)
+        if self.residual_scores and shape.n_layers == 1:
+            raise InputError("a lone layer has none below", key="residual_scores", mend="drop it")
 
     def build(self, shape: Shape) -> SelectiveAttention:
+        self.fits(shape)
         return SelectiveAttention(self, shape)
 
 
@@ -43,73 +153,228 @@ class SelectiveConfig(AttentionConfig):
 class SelectiveAttention(Attention):
     """See the module's equation."""
 
+    residual: nn.Parameter | None
+    shares: Tensor
+
     def __init__(self, config: SelectiveConfig, shape: Shape) -> None:
-        super().__init__(shape)
+        H = shape.n_heads
+        # Options are read only where they act: one without effect must be seen as never read.
+        super().__init__(shape, config.scores.dedicated(H) if config.selection else 0)
         self.selection = config.selection
-        # Read only where they act: an option without effect must be seen as never read.
-        self.protect_bos = config.selection and config.protect_bos
-        self.allow_self_masking = config.selection and config.allow_self_masking
+        self.penalty = config.penalty if config.selection else None
+        self.residual_scores = config.selection and config.residual_scores
+        self.register_parameter("residual", None)
+        if not config.selection:
+            return
+        self.selector = config.scores.build(shape)
+        self.protector: Selector | None = None
+        shield, scale, bias = Shield("none"), 1.0, 0.0
+        if isinstance(config.accumulate, ProtectConfig):
+            self.protector = config.accumulate.source.build(shape)
+            shield, scale, bias = config.accumulate.source.shield(), config.accumulate.scale, config.accumulate.bias
+        self.rule = Rule(
+            spread=spread_over(config.spread, config.scores.masks(H), H),
+            leak=config.gate.leak,
+            relu_after=config.gate.relu_after,
+            protect_bos=config.protect_bos,
+            allow_self_masking=config.allow_self_masking,
+            protection=shield.kind,
+            protection_slope=shield.slope,
+            protection_offset=shield.offset,
+            protection_scale=scale,
+            protection_bias=bias,
+            algorithm=config.accumulate.algorithm,
+            accumulate=config.accumulate.dtype,
+        )
+        if self.penalty is not None:
+            self.penalty_weight = self.penalty.epsilon / shape.n_layers
+            self.tau, self.form = self.penalty.tau, self.penalty.form
+            shares = [self.rule.spread.count(mask) / H for mask in range(self.rule.n_masks)]
+            self.register_buffer("shares", torch.tensor(shares), persistent=False)
+        if self.residual_scores and shape.layer > 0:
+            rows = head_slices(tuple(f"a.{head}" for head in range(H)), 1, 0)
+            declare(self, "residual", (H, H), spec("mixing", H, H, slices=rows))
 
     def mix(
         self,
-        q: Float[Tensor, "B T H D"],
-        k: Float[Tensor, "B T K D"],
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
         v: Float[Tensor, "B T K D"],
         state: MixerState,
     ) -> tuple[Float[Tensor, "B T H D"], Mapping[str, Tensor]]:
         if not self.selection:
             return softmax_attention(q, k, v, state), {}
-        T, H, D = q.shape[1:]
-        group = H // k.shape[2]
-        if group > 1:
-            k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-        scores = (q.transpose(1, 2) * D**-0.5) @ k.permute(0, 2, 3, 1)  # (B, H, T, T)
-        if scores.dtype == torch.bfloat16 or scores.dtype == torch.float16:
-            scores = scores.float()  # sums of many votes stall in half precision
-        may_select = selectable(
-            T,
-            state.documents,
-            protect_bos=self.protect_bos,
-            allow_self_masking=self.allow_self_masking,
-            device=q.device,
-        )
-        mask = selection_mask(scores[:, 0], may_select)
-        visible = state.visible
-        if visible is None:
-            visible = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-        weights = (scores - mask.unsqueeze(1)).masked_fill(~visible, float("-inf")).softmax(-1)
-        return (weights.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2), {}
+        tau = self.tau if self.penalty is not None and self.training else None
+        aux: dict[str, Tensor] = {}
+        if self.residual_scores:
+            with torch.autocast(q.device.type, enabled=False):  # scores of several layers add up in them
+                scores, raw, protectors = self._explicit(q, k, state)
+                out, usage = attend(scores, raw, protectors, v, self.rule, state.starts, tau)
+            if self.shape.layer + 1 < self.shape.n_layers:
+                aux["scores"] = scores
+        else:
+            select, protect = self._operands(q, k)
+            q, k = q[:, :, : self.shape.n_heads], k[:, :, : self.shape.n_kv_heads]
+            if tau is None:
+                out = selective_attention(q, k, v, select=select, protect=protect, rule=self.rule, starts=state.starts)
+                return out, aux
+            out, usage = selection_usage(
+                q, k, v, select=select, protect=protect, rule=self.rule, starts=state.starts, tau=tau
+            )
+        if tau is not None:
+            aux["penalty"] = self._penalty(usage, state)
+        return out, aux
+
+    def _operands(
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"]
+    ) -> tuple[int | tuple[Tensor, Tensor], int | tuple[Tensor, Tensor] | None]:
+        """What a kernel selects and protects with."""
+        H, K = self.shape.n_heads, self.shape.n_kv_heads
+        parts = q[:, :, :H], k[:, :, :K], q[:, :, H:], k[:, :, K:]
+        select = self.selector.operands(*parts)
+        if self.protector is None:
+            return select, None
+        return select, self.protector.operands(*parts)
+
+    def _explicit(
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], state: MixerState
+    ) -> tuple[Float[Tensor, "B H T T"], Float[Tensor, "B M T T"], Float[Tensor, "B M T T"] | None]:
+        """Scores of the ordinary heads, those of the layer below (if any) mixed in and 0 on invisible pairs; what the
+        masks and their protectors make of them."""
+        H, K = self.shape.n_heads, self.shape.n_kv_heads
+        scores = _products(q[:, :, :H], k[:, :, :K])
+        below = state.previous.get("scores")
+        if self.residual is not None and below is not None:
+            scores = scores + torch.einsum("hg,bgij->bhij", self.residual, below)
+        scores = torch.where(visible_pairs(q.shape[1], state.starts, q.device), scores, 0)
+        return scores, *self._raw(q, k, scores)
+
+    def _raw(
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], scores: Float[Tensor, "B H T T"] | None
+    ) -> tuple[Float[Tensor, "B M T T"], Float[Tensor, "B M T T"] | None]:
+        """The masks' and the protectors' scores: of `scores`, where they are given and the masks are made of them."""
+        select, protect = self._operands(q, k)
+        raw = self._formed(q, k, scores, self.selector, select)
+        if self.protector is None or protect is None:
+            return raw, None
+        return raw, self._formed(q, k, scores, self.protector, protect)
+
+    def _formed(
+        self,
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
+        scores: Float[Tensor, "B H T T"] | None,
+        selector: Selector,
+        operands: int | tuple[Tensor, Tensor],
+    ) -> Float[Tensor, "B M T T"]:
+        found = None if scores is None else selector.mixed(scores)
+        if found is None and isinstance(operands, int):
+            key = operands // (self.shape.n_heads // self.shape.n_kv_heads)
+            found = _products(q[:, :, operands : operands + 1], k[:, :, key : key + 1])
+        elif found is None:
+            assert not isinstance(operands, int)
+            found = _products(*operands, d_head=self.shape.d_head)
+        return found.expand(-1, self.rule.n_masks, -1, -1)
+
+    def _penalty(self, usage: Float[Tensor, "B M T"], state: MixerState) -> Float[Tensor, ""]:
+        """See PenaltyConfig; weighted, fp32."""
+        T = usage.shape[-1]
+        forgotten = (usage * self.shares.to(usage.dtype)[:, None]).sum(1) / self.tau
+        places = torch.arange(T, device=usage.device) if state.positions is None else state.positions
+        places = places.to(usage.dtype).expand_as(forgotten)
+        held = (places - forgotten).amax(1) if self.form == "max" else places.amax(1) - forgotten.mean(1)
+        return held.mean() * (self.penalty_weight / T)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
+        v: Float[Tensor, "B T K D"],
+        state: MixerState,
+    ) -> Mapping[str, float]:
+        """Figures of the masks, over all visible pairs of all masks:
+
+        live: share with F below the bound from which a key may be dropped for good (all, under a leak); mean_f, max_f:
+        nats; max_diff: largest |F - F in fp64| of the same scores, protection included.
+        Forms one row's masks at a time, never the scores of all heads (except with residual scores, which have them).
+        """
+        if not self.selection:
+            return {}
+        rows: list[RowFigures] = []
+        for b in range(len(q)):
+            of_row, queries, keys = state.row(b), q[b : b + 1], k[b : b + 1]
+            scores, raw, protectors = None, *self._raw(queries, keys, None)
+            if self.residual_scores:
+                scores, raw, protectors = self._explicit(queries, keys, of_row)
+            ordinary = queries[0, :, : self.shape.n_heads], keys[0, :, : self.shape.n_kv_heads]
+            rows.append(figures_of_row(self.rule, of_row.starts, raw, protectors, scores, *ordinary))
+        pairs = sum(row.pairs for row in rows)
+        return {
+            "live": sum(row.live for row in rows) / pairs,
+            "mean_f": sum(row.total for row in rows) / pairs,
+            "max_f": max(row.largest for row in rows),
+            "max_diff": max(row.error for row in rows),
+        }
 
     def oracle(
-        self, q: Float[Tensor, "T H D"], k: Float[Tensor, "T K D"], v: Float[Tensor, "T K D"]
+        self, q: Float[Tensor, "T HS D"], k: Float[Tensor, "T KS D"], v: Float[Tensor, "T K D"]
     ) -> Float[Tensor, "T H D"]:
-        T, H, D = q.shape
-        group = H // k.shape[1]
-        zero = q.new_zeros(())
-        votes = [zero for _ in range(T)]  # what has been cast so far against each key
-        rows: list[Tensor] = []
-        for i in range(T):
-            for h in range(H):
-                scores = torch.stack([q[i, h] @ k[j, h // group] / D**0.5 - votes[j] for j in range(i + 1)])
-                weights = scores.softmax(0)
-                rows.append(sum((weights[j] * v[j, h // group] for j in range(i + 1)), torch.zeros_like(v[0, 0])))
-            if not self.selection:
-                continue
-            for j in range(i + 1):
-                if (j == 0 and self.protect_bos) or (j == i and not self.allow_self_masking):
-                    continue
-                votes[j] = votes[j] + (q[i, 0] @ k[j, 0] / D**0.5).relu()
-        return torch.stack(rows).view(T, H, D)
+        return self.oracle_above(q, k, v, None)[0]
+
+    def oracle_above(
+        self,
+        q: Float[Tensor, "T HS D"],
+        k: Float[Tensor, "T KS D"],
+        v: Float[Tensor, "T K D"],
+        below: Float[Tensor, "H T T"] | None,
+    ) -> tuple[Float[Tensor, "T H D"], Float[Tensor, "H T T"]]:
+        """`oracle` with the scores of the layer below, which only residual scores use; also this layer's scores."""
+        return token_by_token(
+            q,
+            k,
+            v,
+            n_heads=self.shape.n_heads,
+            rule=self.rule if self.selection else None,
+            pair=self.selector.pair if self.selection else None,
+            protector=self.protector.pair if self.selection and self.protector is not None else None,
+            residual=None if below is None else self.residual,
+            below=below,
+        )
 
     def flops_per_token(self, context: int) -> int:
-        """Softmax attention's, and with selection 2 (H + 2) context more.
+        """Softmax attention's, and with selection, per query and key, forward and as many backward or twice as many:
 
-        For each query and key: relu, sum, H subtractions forward; as many operations backward.
+        H subtractions, 2 per mask (gate, sum; 7 with protection, 2 more with a penalty), and the products that form
+        scores of dedicated heads and of mixes (twice as many backward).
         """
-        extra = 2 * (self.shape.n_heads + 2) * context if self.selection else 0
-        return softmax_flops_per_token(self.shape, context) + extra
+        H, D = self.shape.n_heads, self.shape.d_head
+        if not self.selection:
+            return softmax_flops_per_token(self.shape, context)
+        per_mask = (2 if self.rule.protection == "none" else 7) + (2 if self.penalty is not None else 0)
+        products = 2 * D * self.n_selectors + self.selector.mixing_flops()
+        products += 0 if self.protector is None else self.protector.mixing_flops()
+        products += 2 * H * H if self.residual is not None else 0
+        extra = 2 * (H + per_mask * self.rule.n_masks) + 3 * products
+        return softmax_flops_per_token(self.shape, context) + extra * context
 
     def state_bytes(self, n_tokens: int) -> int:
-        """Keys, values and, with selection, the votes against each token."""
-        votes = BYTES_PER_STATE_ELEMENT * n_tokens if self.selection else 0
-        return kv_bytes(self.shape, n_tokens) + votes
+        """Keys, values and, with selection, dedicated keys and the votes against each token (and its protection)."""
+        if not self.selection:
+            return kv_bytes(self.shape, n_tokens)
+        numbers = self.n_selectors * self.shape.d_head
+        numbers += self.rule.n_masks * (1 if self.rule.protection == "none" else 2)
+        return kv_bytes(self.shape, n_tokens) + BYTES_PER_STATE_ELEMENT * numbers * n_tokens
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _products(
+    q: Float[Tensor, "B T M E"], k: Float[Tensor, "B T K E"], d_head: int | None = None
+) -> Float[Tensor, "B M T T"]:
+    """q . k / sqrt(d_head) of every pair, of at least fp32; each key serves M / K queries. d_head None: E."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    keys = k.to(dtype).repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    return (q.to(dtype) * (d_head or q.shape[-1]) ** -0.5).transpose(1, 2) @ keys.permute(0, 2, 3, 1)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli import output, runs, studies, upkeep, verdicts
+from winnow.cli import numerics, output, runs, studies, upkeep, verdicts
 from winnow.cli.failures import explain
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ studies.register(app)
 verdicts.register(app)
 runs.register(app)
 upkeep.register(app)
+numerics.register(app)
 
 
 def _version(asked: bool) -> None:

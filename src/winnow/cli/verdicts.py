@@ -106,16 +106,22 @@ def why(
 def table(
     file: options.StudyFile,
     form: Annotated[Format, typer.Option("--format", "-f", help="How the table is written.")] = Format.MARKDOWN,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", metavar="NAME", help="Recorded metrics instead, such as 'inside/*/live'."),
+    ] = None,
     settings: options.Changes = None,
     only: options.Only = None,
     store: options.Store = None,
 ) -> None:
     """The arms of a study and their numbers, for a paper or a program."""
     from winnow.study.compare import compare as compare_study
+    from winnow.study.metric_table import metric_table
     from winnow.study.tables import table as study_table
 
     source, records = _open(file, settings, only, store)
-    texts = [study_table(compare_study(study, records), form.value) for study in source.studies]
+    found = [compare_study(study, records) for study in source.studies]
+    texts = [metric_table(each, metric, form.value) if metric else study_table(each, form.value) for each in found]
     if form is Format.JSON and len(texts) > 1:
         output.say(f"[{', '.join(text.strip() for text in texts)}]")
         return

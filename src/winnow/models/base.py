@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from winnow.config import Variant
+from winnow.errors import InputError
 from winnow.models.presets import expand
 
 Facts = dict[str, int]
@@ -46,6 +47,13 @@ class ModelConfig(Variant):
 
 class Model(nn.Module):
     """Tokens in, hidden states out."""
+
+    def recompute_blocks(self) -> None:
+        """From now on keep only the inputs of each block for the backward pass, which computes its inside again.
+
+        Raises InputError where the model cannot.
+        """
+        raise InputError(f"{type(self).__name__} has no blocks to compute again", key="train.recompute")
 
     @property
     @abstractmethod

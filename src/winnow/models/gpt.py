@@ -10,11 +10,14 @@ Source: Radford et al. 2019 (GPT-2). No dropout. Initial values: the table in `w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast, final
 
+import torch
 from jaxtyping import Float, Int
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from winnow.attention import AttentionConfig, Mixed, MixerState, Shape, SoftmaxConfig, mixer_state
 from winnow.errors import InputError
@@ -77,7 +80,26 @@ class GPTConfig(ModelConfig):
             raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
         if self.positions == "rotary" and self.d_head % 2:
             raise ValueError(f"rotary positions turn pairs of channels: d_head {self.d_head} must be even")
+        try:
+            self.attention.fits(self.shape(0, self.max_seq_len or 1))
+        except InputError as error:
+            key = "attention" if error.key is None else f"attention.{error.key}"
+            raise InputError(error.message, key=key, mend=error.mend) from error
         return self
+
+    def shape(self, layer: int, max_seq_len: int) -> Shape:
+        """The place of a layer's attention."""
+        return Shape(
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            d_head=self.d_head,
+            layer=layer,
+            n_layers=self.n_layers,
+            max_seq_len=max_seq_len,
+            bias=self.bias,
+            rotary=self.positions == "rotary",
+        )
 
     def build(self, vocab_size: int, context: int) -> GPT:
         return GPT(self, vocab_size, context)
@@ -116,24 +138,11 @@ class GPT(Model):
         learned = config.positions == "learned"
         self.positions = Table(self.max_seq_len, config.d_model, "position") if learned else None
         self.blocks = nn.ModuleList(
-            Block(
-                config,
-                Shape(
-                    d_model=config.d_model,
-                    n_heads=config.n_heads,
-                    n_kv_heads=config.n_kv_heads,
-                    d_head=config.d_head,
-                    layer=layer,
-                    n_layers=config.n_layers,
-                    max_seq_len=self.max_seq_len,
-                    bias=config.bias,
-                    rotary=config.positions == "rotary",
-                ),
-            )
-            for layer in range(config.n_layers)
+            Block(config, config.shape(layer, self.max_seq_len)) for layer in range(config.n_layers)
         )
         self.norm = config.norm.build(config.d_model)
         self.readout = None if config.tied else Table(vocab_size, config.d_model, "readout")
+        self._recompute = False
 
     @property
     def readout_weight(self) -> Float[Tensor, "V C"]:
@@ -151,9 +160,20 @@ class GPT(Model):
             h = h + (table[:T] if state.positions is None else self.positions(state.positions))
         aux: list[Mapping[str, Tensor]] = []
         for block in self.blocks:
-            h, of_layer = block(h, state)
+            h, of_layer = self._block(block, h, state)
             aux.append(of_layer)
+            if of_layer or state.previous:
+                state = replace(state, previous=of_layer)
         return Output(self.norm(h), tuple(aux))
+
+    def _block(self, block: nn.Module, h: Float[Tensor, "B T C"], state: MixerState) -> Mixed:
+        if self._recompute and torch.is_grad_enabled():
+            return checkpoint(block, h, state, use_reentrant=False)
+        return block(h, state)
+
+    def recompute_blocks(self) -> None:
+        """See `Model.recompute_blocks`. Draws of a mechanism are repeated: torch's generator is put back for them."""
+        self._recompute = True
 
     def facts(self, context: int) -> Facts:
         """See `Model.facts`.

@@ -19,8 +19,8 @@ from winnow.config import canonical_json
 from winnow.errors import InputError
 from winnow.records.journal import spell, unspell
 
-RECORD_VERSION = 1
-"""Version of the form of `run.json`; a reader refuses a higher one."""
+RECORD_VERSION = 2
+"""Version of the form of `run.json`; a reader refuses a higher one. 2: the provenance names kernels."""
 
 Severity = Literal["notice", "warning", "invalid"]
 Status = Literal["finished", "failed", "diverged", "interrupted"]
@@ -77,6 +77,9 @@ class Provenance(Plain):
     """Torch device, for example `cpu` or `cuda:0`."""
     threads: int
     """Threads of the run, fixed at its first start."""
+    kernels: dict[str, str] = {}
+    """What ran each operation that has several implementations, for example `selective_attention`: `cpu`. Empty where
+    none was used, or nobody looked."""
     deterministic: bool
     """Whether a second run on the same machine is expected to be bit-identical."""
     notes: tuple[str, ...] = ()

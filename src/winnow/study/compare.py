@@ -7,7 +7,7 @@ although their configs differ, or where its runs cannot be compared. Everything 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -291,6 +291,7 @@ def _unlike(study: Study, ended: Runs, store: RunStore) -> Iterator[Unsound]:
             ("mixed-machines", {record.provenance.hardware for record in records}),
             ("mixed-threads", {str(record.provenance.threads) for record in records}),
             ("mixed-packages", {_versions(record) for record in records}),
+            *(("mixed-kernels", values) for values in _kernels(records)),
         ):
             if len(values) > 1:
                 what = f"mix {rule.removeprefix('mixed-')}: {' and '.join(sorted(values))}"
@@ -300,6 +301,14 @@ def _unlike(study: Study, ended: Runs, store: RunStore) -> Iterator[Unsound]:
         where = study.lines.where(("claims", claims[0]))
         finding = Finding(rule=rule, severity=severity, message=message, where=where, mend=mend)
         yield finding, tuple(claims) if severity == "invalid" else ()
+
+
+def _kernels(records: list[RunRecord]) -> Iterable[set[str]]:
+    """What ran each operation; a run that does not use it says nothing."""
+    found: dict[str, set[str]] = {}
+    for operation, ran in (item for record in records for item in record.provenance.kernels.items()):
+        found.setdefault(operation, set()).add(f"{operation} on {ran}")
+    return found.values()
 
 
 def _versions(record: RunRecord) -> str:

@@ -302,7 +302,10 @@ class _Launch:
         config = self.plan.arms[arm].config
         steps, every = int(config["train"]["steps"]), int(config["evaluation"]["every"])
         evaluations = math.ceil(steps / every) + 1
-        return steps * float(trial["seconds_per_step"]) + evaluations * float(trial["seconds_per_evaluation"])
+        inside = config["evaluation"].get("inside")
+        looking = 0.0 if inside is None else (math.ceil(steps / int(inside)) + 1) * float(trial["seconds_per_look"])
+        evaluating = evaluations * float(trial["seconds_per_evaluation"])
+        return steps * float(trial["seconds_per_step"]) + evaluating + looking
 
 
 def default_jobs(device: str) -> int:

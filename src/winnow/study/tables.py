@@ -159,7 +159,7 @@ def table(comparison: Comparison, form: Format = "markdown") -> str:
     heads = _heads(comparison, found)
     cells = [[text for head, text in zip(_HEADS, _cells(row, digits), strict=True) if head in heads] for row in found]
     named = [name for head, name in heads.items() if head in _HEADS]
-    return _markdown(named, cells) if form == "markdown" else _latex(named, cells)
+    return markdown_table(named, cells) if form == "markdown" else latex_table(named, cells)
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> str:
@@ -178,7 +178,7 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> str:
         for verdict in verdicts
     ]
     reasons = [f"- **{verdict.claim.id}** {verdict.reason}" for verdict in verdicts]
-    return _markdown(head, cells) + "\n" + "\n".join(reasons) + "\n" if verdicts else ""
+    return markdown_table(head, cells) + "\n" + "\n".join(reasons) + "\n" if verdicts else ""
 
 
 def _effect(verdict: Verdict) -> tuple[str, str]:
@@ -237,7 +237,8 @@ def _decimals(scale: float) -> int:
     return 4 if scale <= 0 or not math.isfinite(scale) else min(8, max(0, 1 - math.floor(math.log10(scale))))
 
 
-def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; columns of numbers to the right."""
     lines = [heads, *cells]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[place]) for line in escaped)) for place in range(len(heads))]
@@ -259,7 +260,7 @@ def _numeric(column: Sequence[str]) -> bool:
     return all(not cell or cell[0] in "+-0123456789[" for cell in column)
 
 
-def _latex(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def latex_table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A booktabs table."""
     kinds = "".join("l" if place == 0 else "r" for place in range(len(heads)))
     lines = [f"\\begin{{tabular}}{{{kinds}}}", "\\toprule", _tex(heads), "\\midrule", *map(_tex, cells)]

@@ -6,7 +6,8 @@ in, and what does not divide exactly is refused, so the stored config says what 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -49,9 +50,13 @@ class TrainConfig(Config):
     """bf16 runs the forward pass under autocast; weights, moments and losses stay fp32."""
     compile: bool = False
     """Run the model through torch.compile. Such a run is stamped "not bit-exact"."""
+    recompute: bool = False
+    """Keep only the inputs of each block and compute its inside again in the backward pass: less memory, about a third
+    more arithmetic, the same numbers. False: off."""
     checkpoint_every: PositiveInt | None = None
     """Updates between checkpoints; None = about once a minute. The last update always has one."""
 
+    legacy: ClassVar[Mapping[str, Any]] = {"recompute": False}
     outside_identity: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
 
     @model_validator(mode="after")
@@ -72,6 +77,11 @@ class EvaluationConfig(Config):
     bytes: PositiveInt | None = None
     """Validation bytes instead of tokens, so that arms with different tokenizers predict the same text;
     None = `tokens` says how much."""
+    inside: PositiveInt | None = None
+    """Updates between looks at the inside of the mechanisms (`inside/LAYER/NAME` in the journal, on the first batch of
+    the validation tokens); step 0 and the last step are looked at too. None = never."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"inside": None}
 
 
 class RunConfig(Config):

@@ -3,12 +3,15 @@
 | rule            | fires when                                                              | severity |
 |-----------------|-------------------------------------------------------------------------|----------|
 | dead-parameter  | a parameter, or a slice such as one head, never moved or never had a gradient | invalid |
+| frozen-parameter | a parameter has learning-rate multiplier 0; invalid where it moved all the same | notice |
 | non-finite      | a loss or gradient is NaN or infinite; the run becomes `diverged`       | warning  |
 | loss-divergence | the smoothed loss is far above its start; the run becomes `diverged`    | warning  |
 | first-loss      | step-0 loss is below ln(vocab) (invalid) or far above it (warning)      | both     |
 | warmup-only     | warm-up lasts as long as the run, so the peak rate is never held        | warning  |
 | steps-missing   | the optimizer did not do as many updates as were asked for              | invalid  |
 | unread-option   | an option that was set was never read while the run was built and run   | warning  |
+| nothing-inside  | `evaluation.inside` is set and no mechanism measures anything of itself | notice   |
+| slow-kernel     | selective attention ran on another backend than the device's fastest    | notice   |
 | no-effect       | arms are bit-identical although their configs differ (study level)      | invalid  |
 
 A diverged run is an outcome, so its findings do not make a verdict invalid. An unread option becomes invalid where it
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from winnow.parameters import ParameterSpec
-    from winnow.train.config import TrainConfig
+    from winnow.train.config import EvaluationConfig, TrainConfig
 
 FIRST_LOSS_NATS = 0.5
 """How far step-0 cross entropy may be from ln(vocab). GPT-2's initial values give +0.15 at width 768."""
@@ -74,12 +77,19 @@ def dead_parameters(
     table: Mapping[str, ParameterSpec],
     unseen: Mapping[str, Iterable[str]],
 ) -> list[Finding]:
-    """Parameters that never moved (their values are bit for bit the initial ones) or never had a gradient."""
+    """Parameters that never moved (their values are bit for bit the initial ones) or never had a gradient.
+
+    One whose learning-rate multiplier is 0 should not move: that is stated, and it is a defect where it did.
+    """
     found: list[Finding] = []
+    frozen: dict[bool, list[str]] = {False: [], True: []}
     for name, spec in table.items():
         without = set(unseen.get(name, ()))
         starts = dict(_parts(spec, initial[name]))
         still = {part for part, view in _parts(spec, final[name]) if view.equal(starts[part])}
+        if spec.lr_multiplier == 0:
+            frozen[still != set(starts)].append(name)
+            still = set[str]()
         for dead, what in ((still, "never moved"), (without - still, "never had a gradient")):
             if not dead:
                 continue
@@ -93,7 +103,21 @@ def dead_parameters(
                     mend="connect it, start it from other values, or take it out of the model",
                 )
             )
-    return found
+    return [*found, *_frozen(frozen[False], moved=False), *_frozen(frozen[True], moved=True)]
+
+
+def _frozen(names: list[str], *, moved: bool) -> list[Finding]:
+    if not names:
+        return []
+    what = "moved all the same" if moved else "kept the initial values"
+    return [
+        Finding(
+            rule="frozen-parameter",
+            severity="invalid" if moved else "notice",
+            message=f"learning-rate multiplier 0: {', '.join(names)} {what}",
+            where=names[0],
+        )
+    ]
 
 
 def _parts(spec: ParameterSpec, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -107,7 +131,8 @@ def non_finite(step: int, model: nn.Module, forward: Callable[[], object]) -> Fi
     """Which tensor is the first that is not finite.
 
     step: the update whose loss or gradient was not finite; forward: runs that update's forward pass again.
-    Parameters come first, then outputs of modules in the order in which they were computed, then gradients.
+    Parameters come first, then outputs of modules and what mechanisms hand to losses, in the order in which they were
+    computed, then gradients.
     """
     place = next((f"parameter {name}" for name, p in model.named_parameters() if _bad(p)), None)
     place = place or _first_bad_output(model, forward)
@@ -130,8 +155,9 @@ def _first_bad_output(model: nn.Module, forward: Callable[[], object]) -> str | 
 
     def watch(name: str) -> Callable[[Any, Any, Any], None]:
         def look(module: Any, inputs: Any, output: Any) -> None:
-            if not found and any(_bad(tensor) for tensor in _tensors(output)):
-                found.append(f"output of {name}" if name else "the model's output")
+            bad = next((what for what, tensor in _tensors("output", output) if _bad(tensor)), None)
+            if not found and bad is not None:
+                found.append(f"{bad} of {name}" if name else f"the model's {bad}")
 
         return look
 
@@ -144,15 +170,16 @@ def _first_bad_output(model: nn.Module, forward: Callable[[], object]) -> str | 
     return found[0] if found else None
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a module's answer; those in a mapping, such as a mechanism's penalty, by their own names."""
     if isinstance(value, tuple | list):
         for item in value:
-            yield from _tensors(item)
+            yield from _tensors(name, item)
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
+        for key, item in value.items():
+            yield from _tensors(str(key), item)
     elif callable(getattr(value, "isfinite", None)):
-        yield value
+        yield name, value
 
 
 def loss_divergence(step: int, smooth: float, first: float, vocab_size: int) -> Finding | None:
@@ -197,6 +224,36 @@ def warmup_only(train: TrainConfig) -> Finding | None:
         f"the last rate is {train.steps / train.warmup:.2g} of train.lr",
         where="train.warmup",
         mend="lower train.warmup, or raise train.steps",
+    )
+
+
+def nothing_inside(evaluation: EvaluationConfig, figures: Mapping[str, float]) -> Finding | None:
+    """Whether a look at the inside was asked for and showed nothing. figures: what it showed at step 0."""
+    if evaluation.inside is None or figures:
+        return None
+    return Finding(
+        rule="nothing-inside",
+        severity="notice",
+        message=f"evaluation.inside = {evaluation.inside}, but no mechanism of this model measures anything of itself",
+        where="evaluation.inside",
+    )
+
+
+ASKED_FOR = "asked for"
+"""The reason of a backend that somebody named."""
+
+
+def slow_kernel(ran: Mapping[str, str]) -> Finding | None:
+    """Whether a faster backend than those that ran was passed over. ran: why, by backend; empty for the fastest."""
+    slow = {backend: reason for backend, reason in ran.items() if reason not in ("", ASKED_FOR)}
+    if not slow:
+        return None
+    what = "; ".join(f"{backend} ({reason})" for backend, reason in slow.items())
+    return Finding(
+        rule="slow-kernel",
+        severity="notice",
+        message=f"selective attention ran on a slower backend: {what}",
+        where="selective_attention",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
@@ -20,11 +20,12 @@ from winnow.parameters import initialise, parameter_table
 from winnow.records.run import Finding
 from winnow.tasks.base import Batch, Task, TaskConfig
 from winnow.train import health
+from winnow.train.backends import Backends
 from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig, split_update
 from winnow.train.device import autocast
-from winnow.train.evaluate import evaluate, held_out
-from winnow.train.losses import Forward, Smoothed, cross_entropy_sum, target_weight, tensors_of
+from winnow.train.evaluate import evaluate, held_out, look_inside
+from winnow.train.losses import Forward, Smoothed, losses, target_weight, tensors_of
 from winnow.train.optim import Optimizer, learning_rate
 
 Reads = set[tuple[str, str]]
@@ -43,20 +44,31 @@ class Update:
     """Norm of the whole gradient, before clipping."""
     lr: float
     """Peak-parameter learning rate of this update."""
+    penalty: float | None = None
+    """What the mechanisms added to the loss; None: none of them does."""
 
     @property
     def finite(self) -> bool:
         """Whether the update could be applied."""
-        return math.isfinite(self.ce) and math.isfinite(self.grad_norm)
+        return math.isfinite(self.ce) and math.isfinite(self.grad_norm) and math.isfinite(self.penalty or 0.0)
 
     def metrics(self) -> dict[str, float]:
         """As they stand in the journal."""
-        return {
+        found = {
             "train/ce": self.ce,
             "train/ce_smooth": self.ce_smooth,
             "train/lr": self.lr,
             "train/grad_norm": self.grad_norm,
         }
+        return found if self.penalty is None else {**found, "train/penalty": self.penalty}
+
+
+class Watched(NamedTuple):
+    """What the first step of a run measured."""
+
+    evaluation: dict[str, float]
+    inside: dict[str, float]
+    update: Update
 
 
 class Loop:
@@ -68,6 +80,7 @@ class Loop:
         self.step = 0
         self.first_ce: float | None = None
         self._smoothed = Smoothed()
+        self.backends = Backends()
         with watch_reads() as seen:
             self.task, task_reads = build_task(config.task)
             self.model = build_model(config, self.task, seed).to(device)
@@ -83,6 +96,9 @@ class Loop:
                 self._forward = cast(Forward, torch.compile(self.model))
             self._micro_batch, self._accumulation = split_update(config.train, config.task.context)
             self._evaluate_every = config.evaluation.every
+            self._look_every = config.evaluation.inside
+            if config.train.recompute:
+                self.model.recompute_blocks()
             learning_rate(config.train.steps, config.train)  # its far end, so that a late option counts as read
         self.gradients = health.GradientWatch(parameters, table)
         self.reads |= _named(config, seen) | {(_under("task", path), field) for path, field in task_reads}
@@ -95,49 +111,69 @@ class Loop:
 
     def evaluate(self) -> dict[str, float]:
         """Validation metrics of the weights as they are."""
-        return evaluate(self.model, self.validation, self.device, self.config.train.precision)
+        with self.backends.watched():
+            return evaluate(self.model, self.validation, self.device, self.config.train.precision)
+
+    @property
+    def look_due(self) -> bool:
+        """Whether the weights as they are belong on the curves of the mechanisms' inside."""
+        every = self._look_every
+        return every is not None and (self.step % every == 0 or self.step == self.config.train.steps)
+
+    def look_inside(self) -> dict[str, float]:
+        """What the mechanisms measure of themselves with the weights as they are."""
+        return look_inside(self.model, self.validation, self.device, self.config.train.precision)
 
     def update(self) -> Update:
         """One step of the optimizer. An update that is not finite is measured and not applied."""
         self._seed_torch()
         batches = self._batches()
         self.optimizer.zero_grad()
-        ce = self._backward(batches)
+        with self.backends.watched():
+            ce, penalty = self._backward(batches)
         self.gradients.look()
         norm = self.optimizer.clip()
         rate = learning_rate(self.step, self.config.train)
         # The one moment at which the host waits for the device.
-        ce_value, norm_value = torch.stack((ce, norm.to(ce.dtype))).tolist()
+        numbers = (ce, norm.to(ce.dtype)) if penalty is None else (ce, norm.to(ce.dtype), penalty.to(ce.dtype))
+        ce_value, norm_value, *rest = torch.stack(numbers).tolist()
         smooth = self._smoothed.add(ce_value) if math.isfinite(ce_value) else ce_value
-        measured = Update(self.step, ce_value, smooth, norm_value, rate)
+        measured = Update(self.step, ce_value, smooth, norm_value, rate, rest[0] if rest else None)
         if measured.finite:
             self.optimizer.step(rate)
             self.step += 1
             self.first_ce = ce_value if self.first_ce is None else self.first_ce
         return measured
 
-    def watched_update(self) -> tuple[dict[str, float], Update]:
-        """An evaluation and an update during which the reading of options is noted."""
+    def watched_update(self) -> Watched:
+        """An evaluation, a look inside and an update, during which the reading of options is noted."""
         with watch_reads() as seen:
-            metrics = self.evaluate()
-            measured = self.update()
+            evaluation = self.evaluate()
+            inside = self.look_inside() if self.look_due else {}
+            update = self.update()
         self.reads |= _named(self.config, seen)
-        return metrics, measured
+        return Watched(evaluation, inside, update)
 
     def _batches(self) -> list[Batch]:
         size, passes = self._micro_batch, self._accumulation
         rows = size * passes
         return [self.task.batch(self.seed, self.step, range(i * size, (i + 1) * size), rows) for i in range(passes)]
 
-    def _backward(self, batches: list[Batch]) -> torch.Tensor:
-        """Gradients of the update's mean cross entropy, which is returned (nats per token, on the device)."""
-        weight = target_weight(batches)
-        total = torch.zeros((), device=self.device)
+    def _backward(self, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gradients of the update's loss; its mean cross entropy (nats per token) and penalty, on the device."""
+        weight, rows = target_weight(batches), sum(len(batch.tokens) for batch in batches)
+        total, penalties = torch.zeros((), device=self.device), None
         for batch in batches:
-            ce = cross_entropy_sum(self._forward, self.model, batch, self.device, self.config.train.precision) / weight
-            ce.backward()
+            found = losses(self._forward, self.model, batch, self.device, self.config.train.precision)
+            ce = found.ce / weight
+            loss = ce
+            if found.penalty is not None:
+                penalty = found.penalty * (len(batch.tokens) / rows)
+                loss = ce + penalty
+                penalties = penalty.detach() if penalties is None else penalties + penalty.detach()
+            loss.backward()
             total += ce.detach()
-        return total
+        return total, penalties
 
     def _seed_torch(self) -> None:
         key = stream(self.seed, "step", self.step)
@@ -153,7 +189,7 @@ class Loop:
         def forward() -> None:
             with torch.no_grad():
                 for batch in batches:
-                    cross_entropy_sum(self.model, self.model, batch, self.device, self.config.train.precision)
+                    losses(self.model, self.model, batch, self.device, self.config.train.precision)
 
         return health.non_finite(self.step, self.model, forward)
 
@@ -178,6 +214,7 @@ class Loop:
                 "smoothed": [self._smoothed.total, self._smoothed.weight],
                 "first_ce": self.first_ce,
                 "without_gradient": self.gradients.unseen,
+                "backends": self.backends.ran,
             },
         )
 
@@ -192,6 +229,7 @@ class Loop:
         self._smoothed = Smoothed(*snapshot.progress["smoothed"])
         self.first_ce = snapshot.progress["first_ce"]
         self.gradients.restore(snapshot.progress["without_gradient"])
+        self.backends.restore(snapshot.progress.get("backends", {}))
         self.step = snapshot.step
 
 

@@ -1,13 +1,18 @@
 """The loss of a batch, and how the passes of one update add up to it.
 
-An update's loss is the mean cross entropy (nats per token) over every target that counts in the whole update, so each
-pass contributes its sum divided by the update's total: how the update is cut into passes changes only the order of
-float additions.
+    loss = ce + penalty
+    ce       mean cross entropy (nats per token) over every target that counts in the whole update
+    penalty  sum over layers of aux["penalty"], averaged over the update's rows
+
+A mechanism's penalty is a mean over the rows of the pass that it sees. So each pass contributes its sum of cross
+entropies divided by the update's weight, and its penalty times its share of the update's rows: how the update is cut
+into passes changes only the order of float additions. A perplexity is always of the cross entropy alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,14 +32,31 @@ def target_weight(batches: Iterable[Batch]) -> float:
     return sum(batch.targets.numel() if batch.mask is None else float(batch.mask.sum()) for batch in batches)
 
 
-def cross_entropy_sum(
-    forward: Forward, model: Model, batch: Batch, device: torch.device, precision: str
-) -> Float[Tensor, ""]:
-    """Summed cross entropy of a batch on `device`, nats, fp32."""
+class Losses(NamedTuple):
+    """What one forward pass is charged with."""
+
+    ce: Float[Tensor, ""]
+    """Summed cross entropy, nats, fp32."""
+    penalty: Float[Tensor, ""] | None
+    """Sum over layers of what their mechanisms add to the loss, a mean over rows, fp32; None: no mechanism does."""
+
+
+def losses(forward: Forward, model: Model, batch: Batch, device: torch.device, precision: str) -> Losses:
+    """The losses of a batch on `device`."""
     tokens, targets = batch.tokens.to(device), batch.targets.to(device)
     mask = None if batch.mask is None else batch.mask.to(device)
     with autocast(device, precision):
-        return linear_cross_entropy(forward(tokens).hidden, model.readout_weight, targets, mask, reduction="sum")
+        output = forward(tokens)
+        ce = linear_cross_entropy(output.hidden, model.readout_weight, targets, mask, reduction="sum")
+    return Losses(ce, penalty_of(output))
+
+
+def penalty_of(output: Output) -> Float[Tensor, ""] | None:
+    """Sum over layers of `aux["penalty"]`; None where no layer has one."""
+    found = [aux["penalty"] for aux in output.aux if "penalty" in aux]
+    scalars = all(penalty.shape == () and penalty.dtype in (torch.float32, torch.float64) for penalty in found)
+    assert scalars, "a penalty is an fp32 scalar"
+    return torch.stack(found).sum() if found else None
 
 
 class Smoothed:

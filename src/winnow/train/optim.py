@@ -34,7 +34,8 @@ def learning_rate(step: int, train: TrainConfig) -> float:
 class Optimizer:
     """AdamW whose groups come from the table of parameters.
 
-    parameters: the trainable parameters by name; table: the spec of each. One group per (multiplier, decays).
+    parameters: the trainable parameters by name; table: the spec of each. One group per (multiplier, decays). A
+    parameter whose multiplier is 0 keeps its bits: its gradient counts in the norm, but it is in no group.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Optimizer:
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             spec = table[name]
+            if spec.lr_multiplier == 0:
+                continue
             decays = train.decay_on == "all" or spec.decay
             groups.setdefault((spec.lr_multiplier, decays), []).append(parameter)
         self._multipliers = [multiplier for multiplier, _ in groups]

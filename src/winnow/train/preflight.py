@@ -25,6 +25,8 @@ class Preflight:
     seconds_per_step: float
     """Median, the first update left out where there are more."""
     seconds_per_evaluation: float
+    seconds_per_look: float
+    """At the inside of the mechanisms; about 0 where nobody looks."""
     peak_bytes: int
     """Most memory used (see `PeakMemory`)."""
     checkpoint_bytes: int
@@ -42,8 +44,13 @@ def preflight(config: RunConfig, *, seed: int, device: torch.device, steps: int)
     memory = PeakMemory(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         loop = Loop(config, seed=seed, device=device)
-        evaluation, update = loop.watched_update()
-        findings = [health.first_loss(evaluation["val/ce"], loop.task.vocab_size), health.warmup_only(config.train)]
+        evaluation, inside, update = loop.watched_update()
+        findings = [
+            health.first_loss(evaluation["val/ce"], loop.task.vocab_size),
+            health.warmup_only(config.train),
+            health.nothing_inside(config.evaluation, inside),
+            health.slow_kernel(loop.backends.ran),
+        ]
         durations: list[float] = []
         while update.finite and loop.step < min(steps, config.train.steps):
             started = time.perf_counter()
@@ -54,11 +61,16 @@ def preflight(config: RunConfig, *, seed: int, device: torch.device, steps: int)
         started = time.perf_counter()
         loop.evaluate()
         evaluating = time.perf_counter() - started
+        started = time.perf_counter()
+        if config.evaluation.inside is not None:
+            loop.look_inside()
+        looking = time.perf_counter() - started
     weights = tensors_of(loop.model)
     return Preflight(
         steps=loop.step,
         seconds_per_step=sorted(durations)[len(durations) // 2] if durations else evaluating,
         seconds_per_evaluation=evaluating,
+        seconds_per_look=looking,
         peak_bytes=memory.read(),
         checkpoint_bytes=3 * sum(tensor.numel() * tensor.element_size() for tensor in weights.values()),
         weights=weights_digest(weights),

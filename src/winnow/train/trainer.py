@@ -3,9 +3,11 @@
     row s of the journal, 0 <= s < steps: of the weights after s updates
         train/ce, train/ce_smooth      of update s, measured before it is applied (nats per token)
         train/lr, train/grad_norm      of update s
+        train/penalty                  of update s, where a mechanism adds one to the loss
         val/ce, val/ppl, val/bpb       where s is a multiple of evaluation.every
+        inside/LAYER/NAME              where s is a multiple of evaluation.inside
         speed/tokens_per_second        of update s; the only number that differs between equal runs
-    row `steps`: val/* of the final weights
+    row `steps`: val/* and inside/* of the final weights
 
 A killed run continues from its newest whole checkpoint; the journal is cut back to what that checkpoint knew, so no
 row is lost or doubled. On a CPU the result is bit for bit that of an uninterrupted run.
@@ -205,11 +207,12 @@ class Training:
                 return self._record("interrupted")
         if self.run.journal.rows == train.steps:
             self._evaluated = loop.evaluate()
-            self._write({"step": loop.step, **self._evaluated})
+            self._write({"step": loop.step, **self._evaluated, **self._inside()})
         if not self._finite_evaluation():
             return self._end("diverged")
         for finding in loop.findings_at_end():
             self._add(finding)
+        self._add(health.slow_kernel(loop.backends.ran))
         return self._end("finished")
 
     def advance(self) -> bool:
@@ -219,21 +222,22 @@ class Training:
         row: dict[str, float] = {"step": step}
         due = loop.evaluation_due
         if step == 0:
-            self._evaluated, measured = loop.watched_update()
-            row |= {**self._evaluated, **measured.metrics()}
+            self._evaluated, inside, measured = loop.watched_update()
+            row |= {**self._evaluated, **inside, **measured.metrics()}
         else:
             if due:
                 self._evaluated = loop.evaluate()
+            inside = self._inside()
             started = time.perf_counter()
             measured = loop.update()
             seconds = time.perf_counter() - started
             tally.update_seconds += seconds
             tally.timed_updates += 1
-            row |= {**(self._evaluated if due else {}), **measured.metrics()}
+            row |= {**(self._evaluated if due else {}), **inside, **measured.metrics()}
             row["speed/tokens_per_second"] = round(self.config.train.tokens_per_update / seconds, 1)
         self._write(row)
         if step == 0:
-            self._at_start()
+            self._at_start(inside)
         if not measured.finite:
             self._add(loop.explain())
             return False
@@ -244,11 +248,16 @@ class Training:
                 return False
         return not due or self._finite_evaluation()
 
-    def _at_start(self) -> None:
+    def _inside(self) -> dict[str, float]:
+        return self._loop.look_inside() if self._loop.look_due else {}
+
+    def _at_start(self, inside: Mapping[str, float]) -> None:
         ce = self._evaluated["val/ce"]
         if math.isfinite(ce):
             self._add(health.first_loss(ce, self._loop.task.vocab_size))
         self._add(health.warmup_only(self.config.train))
+        self._add(health.nothing_inside(self.config.evaluation, inside))
+        self._add(health.slow_kernel(self._loop.backends.ran))
         for finding in health.unread_options(self.config, self._loop.reads):
             self._add(finding)
 
@@ -309,7 +318,7 @@ class Training:
             weights=self._weights,
             trace=trace(rows),
             findings=tuple(self._tally.findings),
-            provenance=self._provenance,
+            provenance=self._provenance.model_copy(update={"kernels": self._loop.backends.names()}),
         )
 
     def _facts(self) -> dict[str, Fact]:
