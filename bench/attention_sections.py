@@ -77,10 +77,6 @@ def ratios(times: Mapping[str, list[float]], one: str, other: str) -> list[float
     return [a / b for a, b in zip(times[one], times[other], strict=False)]
 
 
-def milliseconds(times: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
-
-
 def ran() -> str:
     """Backend of the op's latest calls, as the backends themselves count."""
     backends = {name.partition(".")[0] for name in calls}
@@ -122,7 +118,6 @@ def dense(threads: int, quick: bool, compiled: bool) -> list[dict[str, Any]]:
                 "T": T,
                 "live": x.live,
                 "backend": backend_of(x),
-                "ms": milliseconds(times),
                 "ratio": ratio,
                 "quartiles": [quarters[0], quarters[2]],
             }
@@ -146,8 +141,7 @@ def compacted(threads: int, quick: bool) -> list[dict[str, Any]]:
                 "forward": statistics.median(ratios(times, "forward", "sdpa forward")),
                 "both": statistics.median(ratios(times, "both", "sdpa both")),
             }
-            row = {"T": T, "asked": share, "live": x.live, "backend": backend_of(x), "ms": milliseconds(times)}
-            found.append({**row, "ratio": ratio})
+            found.append({"T": T, "asked": share, "live": x.live, "backend": backend_of(x), "ratio": ratio})
     return found
 
 
@@ -223,7 +217,7 @@ def scaling(quick: bool) -> dict[str, float]:
 
 
 def training(threads: int, quick: bool) -> dict[str, Any]:
-    """Tokens per second of the twins."""
+    """Tokens per second of the selective twin over those of the other."""
     updates: dict[str, Callable[[], object]] = {}
     for kind in ("softmax", "selective"):
         model = {**GPT["model"], "attention": {"kind": kind}}
@@ -235,10 +229,8 @@ def training(threads: int, quick: bool) -> dict[str, Any]:
     times = turns(updates, dict.fromkeys(updates, 3 if quick else 12), threads)
     found = ratios(times, "softmax", "selective")
     quarters = statistics.quantiles(found, n=4)
-    tokens = GPT["train"]["tokens_per_update"]
     return {
         "backend": ran(),
-        "tokens/s": {kind: tokens / statistics.median(seconds) for kind, seconds in times.items()},
         "ratio": statistics.median(found),
         "quartiles": [quarters[0], quarters[2]],
     }

@@ -45,6 +45,14 @@ def run_digest(config: Mapping[str, Any], seed: int, data: str, sources: Mapping
     return digest({"config": config, "seed": seed, "data": data, "sources": sources})[:DIGEST_LENGTH]
 
 
+def parent_digest(config: Mapping[str, Any], data: str, sources: Mapping[str, str], seed: int | None) -> str:
+    """Scientific identity of the runs that others start from: those of one arm.
+
+    As for `run_digest`; seed: of the one run that is always meant; None = of each run the parent with its own seed.
+    """
+    return digest([config, data, sources, seed])
+
+
 def stream(seed: int, *address: str | int) -> int:
     """A 63-bit key for the draws named by `address`, for example `stream(0, "init", "blocks.0.attn.qkv", "q.3")`.
 

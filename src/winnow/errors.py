@@ -48,6 +48,11 @@ class InputError(ValueError):
             mend=self.mend,
         )
 
+    def prefixed(self, key: str) -> InputError:
+        """The same error with its key inside `key`."""
+        inner = f"{key}.{self.key}" if self.key else key
+        return type(self)(self.message, file=self.file, line=self.line, key=inner, mend=self.mend)
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A mend for a misspelt name: the nearest valid one and all that are permitted."""

@@ -72,6 +72,8 @@ class ParameterSpec:
     decay: bool
     """Decayed under `decay_on = "matrices"`."""
     slices: tuple[Slice, ...] = ()
+    across: tuple[Slice, ...] = ()
+    """Parts along another dimension, which they tile: where heads meet heads. For surgery; drawn with the slices."""
     lr_multiplier: float = 1.0
     """Of the learning rate; 0 freezes."""
     hot: tuple[int, float] | None = None
@@ -112,10 +114,12 @@ _SPECS = "_parameter_specs"  # in the module's own dictionary, so that copies of
 
 def declare(module: nn.Module, name: str, shape: tuple[int, ...], specification: ParameterSpec) -> nn.Parameter:
     """Register `module.name`, uninitialised, with its specification."""
-    if specification.slices:
-        (dim,) = {part.dim for part in specification.slices}
-        bounds = [part.start for part in specification.slices] + [shape[dim]]
-        stops = [0] + [part.stop for part in specification.slices]
+    for parts in (specification.slices, specification.across):
+        if not parts:
+            continue
+        (dim,) = {part.dim for part in parts}
+        bounds = [part.start for part in parts] + [shape[dim]]
+        stops = [0] + [part.stop for part in parts]
         assert bounds == stops, f"the slices of {name} do not tile its dimension {dim}"
     parameter = nn.Parameter(torch.empty(shape))
     module.register_parameter(name, parameter)
@@ -151,7 +155,7 @@ def initialise(model: nn.Module, seed: int) -> None:
         if specification.init == "normal":
             for part in specification.slices or (Slice("", 0, 0, parameter.shape[0]),):
                 target = part.view(parameter)
-                target.copy_(_normal(stream(seed, "init", name, part.name), target.shape) * specification.std)
+                target.copy_(normal(stream(seed, "init", name, part.name), target.shape) * specification.std)
         else:
             parameter.fill_(1.0 if specification.init == "ones" else 0.0)
         if specification.hot is not None:
@@ -159,7 +163,16 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.view(-1)[index] = value
 
 
-def _normal(key: int, shape: torch.Size) -> Tensor:
+def normal(key: int, shape: torch.Size) -> Tensor:
+    """Standard normal values, fp32 on the CPU, a function of the key alone."""
+    return torch.from_numpy(_generator(key).standard_normal(tuple(shape), dtype=np.float32))
+
+
+def uniform(key: int, shape: torch.Size) -> Tensor:
+    """Values uniform in [-1, 1), fp32 on the CPU, a function of the key alone."""
+    return torch.from_numpy(_generator(key).random(tuple(shape), dtype=np.float32) * 2 - 1)
+
+
+def _generator(key: int) -> np.random.Generator:
     # Philox takes all 63 bits of the key; torch's CPU generator seeds from 32, so two of many streams could meet.
-    generator = np.random.Generator(np.random.Philox(key=key))
-    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+    return np.random.Generator(np.random.Philox(key=key))

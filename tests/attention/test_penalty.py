@@ -180,7 +180,7 @@ def test_residual_scores_pass_from_layer_to_layer(documents) -> None:
         x, state, y = seen[layer]
         assert ("scores" in state.previous) == (layer > 0)
         q, k, v = mixer.project(x, state)
-        heads, scores = mixer.oracle_above(q[0], k[0], v[0], below)
+        heads, scores, _ = mixer._spelt(q[0], k[0], v[0], {} if below is None else {"scores": below})
         assert torch.allclose(y[0], mixer.out(heads.flatten(1)), rtol=0, atol=1e-10)
         if layer < 2:
             assert torch.allclose(output.aux[layer]["scores"][0], scores, atol=1e-10) == (documents is None)

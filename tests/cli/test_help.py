@@ -70,7 +70,7 @@ for arguments in eval(sys.argv[1]):
         main(arguments)
     except SystemExit as ended:
         assert ended.code == 0, (arguments, ended.code)
-    for name in ("torch", "scipy.stats", "matplotlib"):
+    for name in ("torch", "scipy.stats", "matplotlib", "fsspec", "huggingface_hub"):
         if name in sys.modules:
             loaded.append((arguments, name))
 print(loaded, file=sys.stderr)

@@ -155,6 +155,28 @@ def test_dropping_keys_changes_nothing(case: Case) -> None:
         assert error(found[name], full[name]) <= 5e-7, name
 
 
+@pytest.mark.parametrize("masks", [0, 2])
+def test_no_key_below_the_bound_is_left_out(masks: int) -> None:
+    """Key by key: what the last queries send back to keys just below the bound is tiny, and it is not 0."""
+    problem = replace(LONG, B=4, T=1000, M=masks, H=4, K=4, tau=None).problem()
+    out, _, saved = selective_cpu.forward(problem)
+    _, carry, theta = saved
+    grad_out = cotangents(problem)[0]
+    grad_out[:, :960] = 0
+    found = selective_cpu.backward(problem, out, saved, grad_out, None)[2]
+    whole = replace(problem, compact=False)
+    full_out, _, full_saved = selective_cpu.forward(whole)
+    full = selective_cpu.backward(whole, full_out, full_saved, grad_out, None)[2]
+    assert found is not None
+    assert full is not None
+    spread = list(problem.rule.spread)
+    gap = (theta[:, -1, :, None] - carry[:, -1, :, 0])[:, spread, :960].transpose(1, 2)  # (B, keys, heads), nats
+    assert int(((gap > 0) & (gap < 1)).sum()) > 10
+    assert float((gap < 0).float().mean()) > 0.1
+    off = (found - full)[:, :960].norm(dim=-1) / full[:, :960].norm(dim=-1)
+    assert float(off[gap > 0].max()) < 1e-3
+
+
 def lifetimes(T: int) -> Problem:
     """Keys that die after 2 to 500 queries, side by side, and some that never do: lists with all kinds of gaps."""
     generator = torch.Generator().manual_seed(3)

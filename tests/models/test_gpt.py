@@ -39,6 +39,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"positions": "none", "bias": False},
     {"norm": {"kind": "rmsnorm"}, "n_kv_heads": 2},
     {"norm": {"kind": "layernorm", "affine": False}, "tied": False},
+    {"norm": {"kind": "layernorm", "shift": False}, "activation": "gelu"},
     {"norm": {"kind": "rmsnorm", "affine": False}, "positions": "rotary", "n_kv_heads": 1},
     {"attention": {"kind": "selective"}},
     {"attention": {"kind": "selective", "protect_bos": False}, "positions": "rotary", "n_kv_heads": 2},
@@ -68,6 +69,7 @@ def test_logits_and_gradients_equal_the_oracle(changes) -> None:
                 positions=config.positions,
                 norm=config.norm.kind,
                 selective=selective,
+                exact_gelu=config.activation == "gelu",
             )
             for row in tokens
         ]
@@ -155,6 +157,7 @@ OTHER: dict[str, Any] = {
     "norm": {"kind": "rmsnorm"},
     "tied": False,
     "bias": False,
+    "activation": "gelu",
     "attention": {"kind": "selective"},
 }
 
@@ -165,7 +168,7 @@ def test_every_field_changes_the_function_or_the_table(name) -> None:
         model = GPTConfig.model_validate({**TINY, **changes}).build(V, T)
         initialise(model, 0)
         for parameter in model.parameters():
-            parameter.data += 0.1 * torch.arange(parameter.numel()).sin().view_as(parameter)  # biases off 0
+            parameter.data += torch.arange(parameter.numel()).sin().view_as(parameter)  # biases off 0
         shapes = [(name, value.shape) for name, value in model.named_parameters()]
         return shapes, model.logits(torch.arange(T)[None]).detach()
 
@@ -182,6 +185,13 @@ def test_defaults_are_filled_in_so_that_equal_models_share_a_digest() -> None:
     assert short == long
     assert short.digest() == long.digest()
     assert ModelConfig.model_validate(short.dump()) == short
+
+
+def test_fields_that_came_later_move_no_digest() -> None:
+    config = ModelConfig.model_validate({"preset": "tiny", "norm": {"kind": "layernorm"}})
+    assert {"activation", "shift"}.isdisjoint({*config.canonical(), *config.canonical()["norm"]})
+    for changes in ({"activation": "gelu"}, {"norm": {"kind": "layernorm", "shift": False}}):
+        assert ModelConfig.model_validate({"preset": "tiny", **changes}).digest() != config.digest()
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -207,6 +217,8 @@ def test_presets_expand_and_yield_to_the_table(preset) -> None:
         ({"preset": "tiny", "positions": "sinus"}, "learned"),
         ({"preset": "tiny", "attention": {"kind": "selektive"}}, "selective"),
         ({"preset": "tiny", "norm": {"affine": False}}, "layernorm"),
+        ({"preset": "tiny", "norm": {"kind": "layernorm", "affine": False, "shift": False}}, "without affine"),
+        ({"preset": "tiny", "activation": "relu"}, "gelu_tanh"),
         ({"kind": "gtp"}, "did you mean 'gpt'"),
     ],
 )

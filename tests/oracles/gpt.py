@@ -89,7 +89,9 @@ def normed(x: Tensor, weights: Weights, name: str, kind: str) -> Tensor:
     return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor, exact: bool = False) -> Tensor:
+    if exact:
+        return x * (1 + torch.erf(x / math.sqrt(2))) / 2
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -104,6 +106,7 @@ def logits(
     positions: str,
     norm: str,
     selective: dict[str, bool] | None,
+    exact_gelu: bool = False,
 ) -> Tensor:
     """(T, V)."""
     T, H, K, D = len(tokens), n_heads, n_kv_heads, d_head
@@ -122,7 +125,7 @@ def logits(
         forget = None if selective is None else forgotten(scores(q, k)[0], **selective)
         y = attend(q, k, v, forget).reshape(T, H * D)
         h = h + affine(y, weights, f"{block}.attention.out")
-        hidden = gelu(affine(normed(h, weights, f"{block}.norm2", norm), weights, f"{block}.mlp.up"))
+        hidden = gelu(affine(normed(h, weights, f"{block}.norm2", norm), weights, f"{block}.mlp.up"), exact_gelu)
         h = h + affine(hidden, weights, f"{block}.mlp.down")
     h = normed(h, weights, "norm", norm)
     readout = weights.get("readout.weight", weights["embedding.weight"])

@@ -133,10 +133,24 @@ def test_the_code_version_covers_the_numeric_parts_only(tmp_path: Path) -> None:
         (["--note", "my ghp_" + "b" * 36], ["--note", f"my {REDACTED}"]),
         (["sk-" + "c" * 40], [REDACTED]),
         (["AKIA" + "D" * 16], [REDACTED]),
+        (["s3://key:se/cr@et@bucket/x"], [f"s3://{REDACTED}@bucket/x"]),
+        (["hf://me/lab?token=abc&endpoint=http://h"], [f"hf://me/lab?token={REDACTED}&endpoint=http://h"]),
+        (["--artifacts=s3://b?key=A&secret=B"], [f"--artifacts=s3://b?key={REDACTED}&secret={REDACTED}"]),
+        (["--then", "tell --token abc done"], ["--then", f"tell --token '{REDACTED}' done"]),
+        (["--then=tell --token=abc"], [f"--then=tell '--token={REDACTED}'"]),
+        (["--then", "tell 'abc"], ["--then", REDACTED]),
     ],
 )
 def test_secrets_are_redacted(argv: list[str], cleaned: list[str]) -> None:
     assert list(redact(argv)) == cleaned
+
+
+def test_what_secret_variables_hold_is_redacted_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
+    monkeypatch.setenv("HF_TOKEN", "1")  # too short to be one: replacing it would leave no command
+    monkeypatch.setenv("PWD", "/home/me/lab")
+    assert redact(["/home/me/lab/study.toml"]) == ("/home/me/lab/study.toml",)
+    assert redact(["run1", "note=(wJalrXUtnFEMI/K7MDENG)"]) == ("run1", f"note=({REDACTED})")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +159,8 @@ def test_secrets_are_redacted(argv: list[str], cleaned: list[str]) -> None:
         ["winnow", "run", "study.toml", "--set", "base.train.tokens_per_update=4096", "--jobs", "2"],
         ["--tokenizer", "bytes", "--max-tokens=5", "--key", "step", "monkey=1", "--author", "x"],
         ["me@host", "a=b", "--seeds", "0..7", "-"],
+        ["--artifacts", "s3://bucket/prefix?endpoint=http://127.0.0.1:9000", "--then", "sudo shutdown now"],
+        ["hf://datasets/owner/repo@main/x"],
     ],
 )
 def test_ordinary_commands_are_kept(argv: list[str]) -> None:

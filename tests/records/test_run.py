@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tests.fakes import fake_provenance
 
 from winnow.errors import InputError
-from winnow.records.run import Finding, Label, RunRecord, seal, unseal
+from winnow.records.run import RECORD_VERSION, Finding, Label, RunRecord, Spread, parse_record, seal, unseal
 
 FILE = Path("runs/ab/run.json")
 texts = st.text(max_size=8).filter(lambda text: text not in ("NaN", "Infinity", "-Infinity"))
@@ -110,8 +110,17 @@ def test_what_is_no_record_is_damaged(text: str) -> None:
 
 
 def test_a_record_of_a_newer_version_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"version 3; this Winnow reads up to 2; install a newer"):
-        unseal(seal(a_record(version=3)), FILE)
+    newer, known = RECORD_VERSION + 1, RECORD_VERSION
+    with pytest.raises(InputError, match=rf"version {newer}; this Winnow reads up to {known}; install a newer"):
+        unseal(seal(a_record(version=newer)), FILE)
+
+
+def test_an_older_record_has_no_spread_of_initial_values() -> None:
+    fields = a_record(version=2).dump()
+    del fields["initial"]
+    assert parse_record(json.dumps(fields), FILE).initial == {}
+    spread = {"w": Spread(std=0.02, n=12)}
+    assert unseal(seal(a_record(initial=spread)), FILE).initial == spread
 
 
 def test_records_are_closed_strict_and_frozen() -> None:

@@ -1,8 +1,9 @@
 """A worker that trains nothing: it answers as `winnow.train.worker` does, with numbers drawn from known effects.
 
 What it does stands in the JSON file that $FAKE_WORKER names, by arm: {"effect": 0.1, "sd": 0.01, "rho": 0.5,
-"seconds": 0.0, "status": "finished", "fail": 0, "die": 0, "same": "", "refuse": "", "refuse_runs": ""}. `fail` and
-`die` count how often; `refuse` says why every request is refused, `refuse_runs` why those after the preflight are.
+"seconds": 0.0, "status": "finished", "fail": 0, "die": 0, "same": "", "refuse": "", "refuse_runs": "",
+"trial_findings": []}. `fail` and `die` count how often; `refuse` says why every request is refused, `refuse_runs` why
+those after the preflight are; `trial_findings` is what the preflight finds.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def handle(request: dict[str, Any], folder: Path, settings: dict[str, Any]) -> N
             "done",
             digest,
             preflight={**trial, "peak_bytes": settings.get("peak", 1000), "weights": weights},
-            findings=[],
+            findings=settings.get("trial_findings", []),
         )
         return
     run = RunStore(request["store"]).claim(

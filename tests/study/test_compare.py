@@ -78,6 +78,19 @@ def test_an_invalid_run_makes_its_claims_invalid(tmp_path: Path):
     assert found.verdicts[1].status != "invalid"
 
 
+def test_that_nothing_can_be_seen_inside_is_said_only_where_no_arm_shows_anything(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    blind = Finding(rule="nothing-inside", severity="notice", message="measures nothing", where="evaluation.inside")
+    for arm in ("control", "good", "dead"):
+        run(study, store, arm, 0, findings=[blind])
+    notices = [finding for finding in compare(study, store).findings if finding.rule == "nothing-inside"]
+    assert len(notices) == 3
+    assert "control, seed 0: measures nothing" in {notice.message for notice in notices}
+    run(study, store, "good", 0, final={"val/ce": 2.0, "inside/0/live": 0.5})
+    assert "nothing-inside" not in rules(compare(study, store))
+
+
 def test_an_option_that_is_the_arm_must_be_read(tmp_path: Path):
     study, store = made_up(tmp_path)
     run_all(study, store)

@@ -155,6 +155,17 @@ def test_what_every_arm_is_refused_freezes_no_claim(tmp_path: Path, monkeypatch:
     assert not started(study, store)
 
 
+@pytest.mark.parametrize(("blind", "said"), [(("control",), 0), (("control", "better", "same"), 3)])
+def test_arms_that_measure_nothing_are_news_only_where_no_arm_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blind: tuple[str, ...], said: int
+):
+    study, store = small(tmp_path)
+    notice = {"rule": "nothing-inside", "severity": "notice", "message": "measures nothing"}
+    arms = {arm: {"trial_findings": [notice]} for arm in blind}
+    outcome = run_study(study, store, fake(tmp_path, arms, monkeypatch, seeds=(0,)))
+    assert [finding.rule for finding in outcome.findings].count("nothing-inside") == said
+
+
 def test_a_watcher_that_breaks_in_the_preflight_freezes_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     study, store = small(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -278,3 +279,17 @@ def test_preflight_sees_it_before_the_run(text: Path) -> None:
     unread = preflight(planted(text, "none", model__ignored=3.0), seed=0, device=CPU, steps=1)
     assert [finding.where for finding in unread.findings] == ["model.ignored"]
     assert [finding.rule for finding in tried(train__warmup=99).findings] == ["warmup-only"]
+
+
+RULE = re.compile(r'''(?:rule=|_note\(|_Defect\()"([a-z-]+)"''')
+
+
+def test_docs_and_table_name_every_rule() -> None:
+    """docs/health.md, the table at the top of health.py, and the rules that the code can report."""
+    folder = Path(health.__file__).parent
+    reported = {rule for file in folder.glob("*.py") for rule in RULE.findall(file.read_text())}
+    assert health.__doc__ is not None
+    tabled = re.findall(r"^\| ([a-z]+(?:-[a-z]+)*) +\|", health.__doc__, re.MULTILINE)[1:]
+    page = (folder.parents[2] / "docs" / "health.md").read_text()
+    explained = re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| (`[^|]*)\|", page, re.MULTILINE)))
+    assert sorted(reported) == sorted(tabled) == sorted(explained)

@@ -15,7 +15,7 @@ from torch import Tensor
 from winnow.parameters import initialise, parameter_table
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
-from winnow.train import checkpoint, health
+from winnow.train import checkpoint, slices
 from winnow.train.config import RunConfig
 from winnow.train.loop import Loop
 
@@ -135,16 +135,16 @@ def test_a_frozen_parameter_that_moved_is_a_defect(text: Path) -> None:
     initial = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
     table = parameter_table(loop.model)
     final = {name: p + 1e-3 for name, p in initial.items()}
-    (finding,) = health.dead_parameters(final, initial, table, {})
+    (finding,) = slices.dead_parameters(final, initial, table, {})
     assert (finding.rule, finding.severity, finding.where) == ("frozen-parameter", "invalid", GAIN)
     assert "moved all the same" in finding.message
     # Frozen and without a gradient: connected to nothing, which is a defect too.
     final[GAIN] = initial[GAIN]
-    rules = {finding.rule: finding.severity for finding in health.dead_parameters(final, initial, table, {GAIN: [""]})}
+    rules = {finding.rule: finding.severity for finding in slices.dead_parameters(final, initial, table, {GAIN: [""]})}
     assert rules == {"frozen-parameter": "notice", "dead-parameter": "invalid"}
     # The same table with an ordinary multiplier: never moved.
     table[GAIN] = replace(table[GAIN], lr_multiplier=1.0)
-    (finding,) = health.dead_parameters(final, initial, table, {})
+    (finding,) = slices.dead_parameters(final, initial, table, {})
     assert (finding.rule, finding.severity) == ("dead-parameter", "invalid")
 
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.train.kills import kill_until_done
 from tests.train.runs import go_on, identity, make, run_in
 
 from winnow.errors import InputError
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
 from winnow.train import trainer
-from winnow.train.config import RunConfig
-from winnow.train.trainer import trace
+from winnow.train.tally import trace
 
 
 def same_result(a: RunRecord, b: RunRecord) -> bool:
@@ -126,60 +118,11 @@ def test_a_full_disk_is_named_and_loses_nothing(store: RunStore, text: Path, mon
 
 # Real children, real SIGKILL
 
-FORKER = Path(__file__).with_name("forker.py")
-
-
-@contextmanager
-def forker() -> Iterator[subprocess.Popen[str]]:
-    """A process that has torch and makes a worker, in a child of its own, for each request."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FORKER.parents[2])}
-    server = subprocess.Popen(
-        [sys.executable, str(FORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        yield server
-    finally:
-        server.kill()
-        server.wait()
-        for stream in (server.stdin, server.stdout):
-            if stream is not None:
-                stream.close()
-
-
-def line_of(server: subprocess.Popen[str]) -> dict[str, Any]:
-    assert server.stdout is not None
-    return json.loads(server.stdout.readline())
-
-
-def kill_until_done(store: RunStore, config: RunConfig, kills: int, longest: float) -> tuple[RunRecord, int]:
-    """Run in children that are killed at random instants up to `longest` seconds; the record and the kills that hit."""
-    known = identity(config)
-    request = json.dumps({**known.dump(), "store": str(store.root)})
-    draw = random.Random(time.time_ns())
-    hits = 0
-    with forker() as server:
-        assert server.stdin is not None
-        while True:
-            server.stdin.write(request + "\n")
-            server.stdin.flush()
-            pid = line_of(server)["pid"]
-            if hits < kills:
-                time.sleep(draw.uniform(0.0, longest))
-                os.kill(pid, signal.SIGKILL)  # the forker has not reaped it: the pid is still this child's
-            server.stdin.write("reap\n")
-            server.stdin.flush()
-            ended = line_of(server)
-            record = store.record(known.digest)
-            if record is not None:
-                return record, hits
-            assert ended["signal"] == signal.SIGKILL, ended
-            hits += 1
-
 
 def test_killed_a_dozen_times(store: RunStore, text: Path, tmp_path: Path) -> None:
     config = make(text, train__steps=150, train__checkpoint_every=4)
     whole = run_in(store, config)
-    record, hits = kill_until_done(RunStore(tmp_path / "killed"), config, kills=12, longest=0.25)
+    record, hits = kill_until_done(RunStore(tmp_path / "killed"), identity(config), kills=12, longest=0.25)
     assert hits >= 6
     assert same_result(record, whole)
     assert record.findings == ()
@@ -191,7 +134,7 @@ def test_killed_five_hundred_times(store: RunStore, text: Path, tmp_path: Path) 
     for round_ in range(1000):
         config = make(text, train__steps=150 + round_, train__checkpoint_every=1 + round_ % 5)
         whole = run_in(store, config)
-        record, hits = kill_until_done(RunStore(tmp_path / f"killed-{round_}"), config, kills=25, longest=0.4)
+        record, hits = kill_until_done(RunStore(tmp_path / f"killed-{round_}"), identity(config), kills=25, longest=0.4)
         assert same_result(record, whole)
         assert record.findings == ()
         total += hits

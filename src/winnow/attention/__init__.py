@@ -1,12 +1,13 @@
 """Attention mechanisms. Importing a mechanism's file registers its `kind`."""
 
-from winnow.attention.base import Attention, AttentionConfig, Mixed, MixerState, Shape, mixer_state
+from winnow.attention.base import Attention, AttentionConfig, Definition, Mixed, MixerState, Shape, mixer_state
 from winnow.attention.selective import SelectiveConfig
 from winnow.attention.softmax import SoftmaxConfig
 
 __all__ = [
     "Attention",
     "AttentionConfig",
+    "Definition",
     "Mixed",
     "MixerState",
     "SelectiveConfig",

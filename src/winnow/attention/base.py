@@ -8,7 +8,7 @@ docs/mechanisms.md says how to add one; tests/attention/test_contract.py runs ov
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,6 +103,19 @@ class Mixed(NamedTuple):
     """
 
 
+class Definition(NamedTuple):
+    """What a mechanism must come to for one document, in fp64, of plain loops."""
+
+    heads: Float[Tensor, "T H D"]
+    """As of `oracle`."""
+    masks: Float[Tensor, "M T T"] | None = None
+    """What is subtracted from scores, nats, 0 in the future; None: the mechanism subtracts nothing."""
+    penalty: Float[Tensor, ""] | None = None
+    """`aux["penalty"]`; None: the mechanism has none, or does not say how it is made."""
+    rounding: float = 1e-3
+    """Largest part of a result that rounding in fp32 explains."""
+
+
 class AttentionConfig(Variant):
     """The family of mechanisms. A member is a frozen config with `kind` and `build`."""
 
@@ -111,6 +124,13 @@ class AttentionConfig(Variant):
 
         Asked when a model's config is made, so `layer` and `max_seq_len` are those of no layer in particular.
         """
+
+    def follow(self, places: Sequence[int | None], n_heads: int) -> AttentionConfig:
+        """This mechanism after surgery on its heads, which were `n_heads`: what each old head reads stays as it was.
+
+        places: of each head after it, the head it was before; None: it is new. Raises InputError where that cannot be.
+        """
+        return self
 
     @abstractmethod
     def build(self, shape: Shape) -> Attention:
@@ -185,6 +205,30 @@ class Attention(nn.Module):
         """Figures of the inside that are worth a curve, by name. Called without gradients; changes nothing."""
         return {}
 
+    def masks(
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B T K D"],
+        state: MixerState,
+    ) -> Float[Tensor, "B M T T"] | None:
+        """What `mix` subtracts from scores, nats, by mask, query and key; None: it subtracts nothing. For the health
+        watch, which compares it with `definition`."""
+        return None
+
+    def definition(
+        self,
+        q: Float[Tensor, "T H D"],
+        k: Float[Tensor, "T K D"],
+        v: Float[Tensor, "T K D"],
+        previous: Mapping[str, Tensor],
+    ) -> Definition:
+        """Everything that can be said of `mix` for one document, token by token, for fp64: what every run compares its
+        own mechanisms with. previous: what the layer below handed on, of this document.
+
+        A mechanism that subtracts masks, has a penalty or uses `previous` says more than the outputs.
+        """
+        return Definition(self.oracle(q, k, v))
+
     @abstractmethod
     def oracle(
         self,
@@ -192,7 +236,7 @@ class Attention(nn.Module):
         k: Float[Tensor, "T K D"],
         v: Float[Tensor, "T K D"],
     ) -> Float[Tensor, "T H D"]:
-        """`mix` for one document, token by token in plain loops, for fp64: what the tests compare with."""
+        """The heads that `mix` makes of one document, token by token in plain loops, for fp64."""
 
     @abstractmethod
     def flops_per_token(self, context: int) -> int:

@@ -14,6 +14,7 @@ Source: Leviathan, Kalman, Matias 2024 (arXiv 2410.02703), section 3; the varian
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -196,3 +197,26 @@ def spread_over(spread: Literal["grouped"] | tuple[int, ...], n_masks: int, n_he
         what = f"mask {wrong[0]} is not one of {n_masks}" if wrong[0] in spread else f"no head reads mask {wrong[0]}"
         raise InputError(what, key="spread", mend=f"use each of 0 to {n_masks - 1}")
     return spread
+
+
+def follow_spread(
+    spread: tuple[int, ...], places: Sequence[int | None], masks_before: int, masks_after: int
+) -> tuple[int, ...]:
+    """The mask of each head after surgery: old heads read what they read, new ones their own or the group's.
+
+    places: of each head after it, the head it was before; None: new. A number of masks that moves with the heads means
+    a mask per head, which follows its head. Raises InputError where a head would lose the mask that it reads.
+    """
+    if masks_before == masks_after:
+        default = grouped(masks_after, len(places))
+        return tuple(default[i] if old is None else spread[old] for i, old in enumerate(places))
+    now = {old: i for i, old in enumerate(places) if old is not None}
+    found: list[int] = []
+    for i, old in enumerate(places):
+        mask = None if old is None else spread[old]
+        if mask is not None and mask not in now:
+            raise InputError(
+                f"head {old} reads the mask of head {mask}, which goes", key="attention.spread", mend="change it first"
+            )
+        found.append(i if mask is None else now[mask])
+    return tuple(found)

@@ -16,7 +16,8 @@ A token that was voted out by many queries gets a weight below 1e-38, where CPUs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch
@@ -28,6 +29,7 @@ from winnow.attention.base import (
     BYTES_PER_STATE_ELEMENT,
     Attention,
     AttentionConfig,
+    Definition,
     MixerState,
     Shape,
     visible_pairs,
@@ -41,16 +43,17 @@ from winnow.attention.selection import (
     Shield,
     SumConfig,
     ZeroProtector,
+    follow_spread,
     spread_over,
 )
-from winnow.attention.selective_inside import RowFigures, figures_of_row
-from winnow.attention.selective_oracle import token_by_token
+from winnow.attention.selective_inside import RowFigures, figures_of_batch, figures_of_row
+from winnow.attention.selective_oracle import Spelt, penalty_of_row, token_by_token
 from winnow.attention.selective_presets import expand
-from winnow.attention.selectors import HeadScores, ScoresConfig, Selector
+from winnow.attention.selectors import HeadScores, ScoresConfig, Selector, products
 from winnow.attention.softmax import kv_bytes, softmax_attention, softmax_flops_per_token
 from winnow.errors import InputError
-from winnow.kernels.reference import attend
-from winnow.kernels.rule import Rule
+from winnow.kernels.reference import attend, forgotten
+from winnow.kernels.rule import Rule, grouped
 from winnow.kernels.selective import selection_usage, selective_attention
 from winnow.parameters import declare, head_slices, spec
 
@@ -144,6 +147,14 @@ class SelectiveConfig(AttentionConfig):
         if self.residual_scores and shape.n_layers == 1:
             raise InputError("a lone layer has none below", key="residual_scores", mend="drop it")
 
+    def follow(self, places: Sequence[int | None], n_heads: int) -> SelectiveConfig:
+        """See `AttentionConfig.follow`. Heads named by their number are places, and keep their number."""
+        if not self.selection:
+            return self
+        before, after = self.scores.masks(n_heads), self.scores.masks(len(places))
+        spread = follow_spread(spread_over(self.spread, before, n_heads), places, before, after)
+        return self.replace({"spread": "grouped" if spread == grouped(after, len(places)) else spread})
+
     def build(self, shape: Shape) -> SelectiveAttention:
         self.fits(shape)
         return SelectiveAttention(self, shape)
@@ -193,7 +204,8 @@ class SelectiveAttention(Attention):
             self.register_buffer("shares", torch.tensor(shares), persistent=False)
         if self.residual_scores and shape.layer > 0:
             rows = head_slices(tuple(f"a.{head}" for head in range(H)), 1, 0)
-            declare(self, "residual", (H, H), spec("mixing", H, H, slices=rows))
+            columns = head_slices(tuple(f"of.{head}" for head in range(H)), 1, 1)
+            declare(self, "residual", (H, H), replace(spec("mixing", H, H, slices=rows), across=columns))
 
     def mix(
         self,
@@ -242,7 +254,7 @@ class SelectiveAttention(Attention):
         """Scores of the ordinary heads, those of the layer below (if any) mixed in and 0 on invisible pairs; what the
         masks and their protectors make of them."""
         H, K = self.shape.n_heads, self.shape.n_kv_heads
-        scores = _products(q[:, :, :H], k[:, :, :K])
+        scores = products(q[:, :, :H], k[:, :, :K])
         below = state.previous.get("scores")
         if self.residual is not None and below is not None:
             scores = scores + torch.einsum("hg,bgij->bhij", self.residual, below)
@@ -270,10 +282,10 @@ class SelectiveAttention(Attention):
         found = None if scores is None else selector.mixed(scores)
         if found is None and isinstance(operands, int):
             key = operands // (self.shape.n_heads // self.shape.n_kv_heads)
-            found = _products(q[:, :, operands : operands + 1], k[:, :, key : key + 1])
+            found = products(q[:, :, operands : operands + 1], k[:, :, key : key + 1])
         elif found is None:
             assert not isinstance(operands, int)
-            found = _products(*operands, d_head=self.shape.d_head)
+            found = products(*operands, d_head=self.shape.d_head)
         return found.expand(-1, self.rule.n_masks, -1, -1)
 
     def _penalty(self, usage: Float[Tensor, "B M T"], state: MixerState) -> Float[Tensor, ""]:
@@ -293,12 +305,8 @@ class SelectiveAttention(Attention):
         v: Float[Tensor, "B T K D"],
         state: MixerState,
     ) -> Mapping[str, float]:
-        """Figures of the masks, over all visible pairs of all masks:
-
-        live: share with F below the bound from which a key may be dropped for good (all, under a leak); mean_f, max_f:
-        nats; max_diff: largest |F - F in fp64| of the same scores, protection included.
-        Forms one row's masks at a time, never the scores of all heads (except with residual scores, which have them).
-        """
+        """See `figures_of_batch`. Forms one row's masks at a time, never the scores of all heads (except with residual
+        scores, which have them)."""
         if not self.selection:
             return {}
         rows: list[RowFigures] = []
@@ -309,27 +317,48 @@ class SelectiveAttention(Attention):
                 scores, raw, protectors = self._explicit(queries, keys, of_row)
             ordinary = queries[0, :, : self.shape.n_heads], keys[0, :, : self.shape.n_kv_heads]
             rows.append(figures_of_row(self.rule, of_row.starts, raw, protectors, scores, *ordinary))
-        pairs = sum(row.pairs for row in rows)
-        return {
-            "live": sum(row.live for row in rows) / pairs,
-            "mean_f": sum(row.total for row in rows) / pairs,
-            "max_f": max(row.largest for row in rows),
-            "max_diff": max(row.error for row in rows),
-        }
+        return figures_of_batch(rows)
+
+    def masks(
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], state: MixerState
+    ) -> Float[Tensor, "B M T T"] | None:
+        if not self.selection:
+            return None
+        raw, protectors = self._explicit(q, k, state)[1:] if self.residual_scores else self._raw(q, k, None)
+        return forgotten(raw, protectors, self.rule, state.starts)
 
     def oracle(
         self, q: Float[Tensor, "T HS D"], k: Float[Tensor, "T KS D"], v: Float[Tensor, "T K D"]
     ) -> Float[Tensor, "T H D"]:
-        return self.oracle_above(q, k, v, None)[0]
+        return self._spelt(q, k, v, {}).heads
 
-    def oracle_above(
+    def definition(
         self,
         q: Float[Tensor, "T HS D"],
         k: Float[Tensor, "T KS D"],
         v: Float[Tensor, "T K D"],
-        below: Float[Tensor, "H T T"] | None,
-    ) -> tuple[Float[Tensor, "T H D"], Float[Tensor, "H T T"]]:
-        """`oracle` with the scores of the layer below, which only residual scores use; also this layer's scores."""
+        previous: Mapping[str, Tensor],
+    ) -> Definition:
+        found = self._spelt(q, k, v, previous)
+        if not self.selection:
+            return Definition(found.heads)
+        penalty = None
+        if self.penalty is not None:
+            held = penalty_of_row(found.masks, self.rule.spread, self.penalty.tau, self.penalty.form)
+            penalty = self.penalty.epsilon * held / self.shape.n_layers
+        # Sums in bf16 have 8 bits: votes of 10 nats are off by a few hundredths of a nat.
+        rounding = 0.25 if self.rule.accumulate == "bfloat16" else 1e-3
+        return Definition(found.heads, found.masks, penalty, rounding)
+
+    def _spelt(
+        self,
+        q: Float[Tensor, "T HS D"],
+        k: Float[Tensor, "T KS D"],
+        v: Float[Tensor, "T K D"],
+        previous: Mapping[str, Tensor],
+    ) -> Spelt:
+        """previous: of this document; only residual scores read it."""
+        below = previous.get("scores")
         return token_by_token(
             q,
             k,
@@ -369,12 +398,3 @@ class SelectiveAttention(Attention):
 
 def _is_mask(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _products(
-    q: Float[Tensor, "B T M E"], k: Float[Tensor, "B T K E"], d_head: int | None = None
-) -> Float[Tensor, "B M T T"]:
-    """q . k / sqrt(d_head) of every pair, of at least fp32; each key serves M / K queries. d_head None: E."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    keys = k.to(dtype).repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    return (q.to(dtype) * (d_head or q.shape[-1]) ** -0.5).transpose(1, 2) @ keys.permute(0, 2, 3, 1)

@@ -12,6 +12,7 @@ A bound of the same kind for another additive mask: Lin et al. 2025 (arXiv 2504.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,6 +66,21 @@ def figures_of_row(
         largest=float(mask[visible].max()),
         error=float((mask.double() - exact)[visible].abs().max()),
     )
+
+
+def figures_of_batch(rows: Sequence[RowFigures]) -> dict[str, float]:
+    """Over all visible pairs of all masks of all rows:
+
+    live: share with F below the bound from which a key may be dropped for good (all, under a leak); mean_f, max_f:
+    nats; max_diff: largest |F - F in fp64| of the same scores, protection included.
+    """
+    pairs = sum(row.pairs for row in rows)
+    return {
+        "live": sum(row.live for row in rows) / pairs,
+        "mean_f": sum(row.total for row in rows) / pairs,
+        "max_f": max(row.largest for row in rows),
+        "max_diff": max(row.error for row in rows),
+    }
 
 
 def _slack_of_vectors(q: Float[Tensor, "T H D"], k: Float[Tensor, "T K D"]) -> Float[Tensor, "T H"]:

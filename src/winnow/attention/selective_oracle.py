@@ -1,11 +1,13 @@
-"""Selective attention of one document in plain loops over queries, keys, heads and masks: for fp64, for the tests.
+"""Selective attention of one document in plain loops over queries, keys, heads and masks: for fp64.
 
-Written from the definitions (docs/selective.md), apart from the kernels: nothing here is fast and nothing is shared.
+What the tests compare with, and what every run compares its own mechanism with at its start and end. Written from the
+definitions (docs/selective.md), apart from the kernels: nothing here is fast and nothing is shared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +17,16 @@ from winnow.kernels.rule import Rule
 
 Pair = Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]
 """Each mask's score of a (query, key) pair, from the pair's score in each head and the dedicated heads' vectors."""
+
+
+class Spelt(NamedTuple):
+    """What the loops come to."""
+
+    heads: Float[Tensor, "T H D"]
+    scores: Float[Tensor, "H T T"]
+    """Of the heads; 0 in the future."""
+    masks: Float[Tensor, "M T T"]
+    """F; 0 in the future."""
 
 
 def token_by_token(
@@ -28,8 +40,8 @@ def token_by_token(
     protector: Pair | None,
     residual: Float[Tensor, "H H"] | None = None,
     below: Float[Tensor, "H T T"] | None = None,
-) -> tuple[Float[Tensor, "T H D"], Float[Tensor, "H T T"]]:
-    """(heads' outputs, heads' scores with 0 in the future). Dedicated heads stand last in q and k.
+) -> Spelt:
+    """Outputs, scores and masks. Dedicated heads stand last in q and k.
 
     rule None: nothing selects. residual, below: the matrix that mixes the scores of the layer below into this one's.
     """
@@ -41,6 +53,7 @@ def token_by_token(
     shields = [[zero for _ in range(T)] for _ in range(masks)]
     outputs: list[Tensor] = []
     all_scores: list[list[list[Tensor]]] = []
+    all_masks: list[list[list[Tensor]]] = []
     for i in range(T):
         heads = [[q[i, h] @ k[j, h // (H // K)] / D**0.5 for j in range(i + 1)] for h in range(H)]
         if residual is not None and below is not None:
@@ -49,10 +62,10 @@ def token_by_token(
                 for h, row in enumerate(heads)
             ]
         all_scores.append([row + [zero] * (T - 1 - i) for row in heads])
+        felt_by_mask = [[f.clamp(min=0) if rule and rule.relu_after else f for f in row[: i + 1]] for row in sums]
+        all_masks.append([row + [zero] * (T - 1 - i) for row in felt_by_mask])
         for h in range(H):
-            felt = [zero] * (i + 1) if rule is None else sums[rule.spread[h]][: i + 1]
-            if rule is not None and rule.relu_after:
-                felt = [f.clamp(min=0) for f in felt]
+            felt = [zero] * (i + 1) if rule is None else felt_by_mask[rule.spread[h]]
             weights = torch.stack([a - f for a, f in zip(heads[h], felt, strict=True)]).softmax(0)
             outputs.append(sum((weights[j] * v[j, h // (H // K)] for j in range(i + 1)), torch.zeros_like(v[0, 0])))
         if rule is None or pair is None:
@@ -71,8 +84,29 @@ def token_by_token(
                 else:
                     shields[m][j] = shields[m][j] - attack
                 shields[m][j] = shields[m][j] + _protection(r, guard, rule)
-    scores = torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in all_scores]).transpose(0, 1)
-    return torch.stack(outputs).view(T, H, -1), scores
+    return Spelt(torch.stack(outputs).view(T, H, -1), _stacked(all_scores, zero), _stacked(all_masks, zero))
+
+
+def _stacked(rows: list[list[list[Tensor]]], zero: Tensor) -> Tensor:
+    """(n, T, T) of n numbers per query and key."""
+    if not rows[0]:
+        return zero.new_empty(0, len(rows), len(rows))
+    return torch.stack([torch.stack([torch.stack(row) for row in of_query]) for of_query in rows]).transpose(0, 1)
+
+
+def penalty_of_row(
+    masks: Float[Tensor, "M T T"], spread: tuple[int, ...], tau: float, form: Literal["max", "mean"]
+) -> Float[Tensor, ""]:
+    """What the memory penalty is a multiple of, of one document: see `PenaltyConfig`. Keys held, over T."""
+    T = masks.shape[1]
+    held: list[Tensor] = []
+    gone: list[Tensor] = []
+    for i in range(T):
+        of_heads = [masks[m, i, j].clamp(max=tau) / tau for m in spread for j in range(i + 1)]
+        gone.append(torch.stack(of_heads).sum() / len(spread))
+        held.append(i - gone[-1])
+    most = torch.stack(held).max() if form == "max" else T - 1 - torch.stack(gone).sum() / T
+    return most / T
 
 
 def _attack(r: Tensor, i: int, j: int, rule: Rule) -> Tensor:

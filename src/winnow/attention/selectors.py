@@ -145,6 +145,15 @@ class SelectorScores(ScoresConfig):
         return Dedicated(self.n_slices, rotary=shape.rotary)
 
 
+def products(
+    q: Float[Tensor, "B T M E"], k: Float[Tensor, "B T K E"], d_head: int | None = None
+) -> Float[Tensor, "B M T T"]:
+    """q . k / sqrt(d_head) of every pair, of at least fp32; each key serves M / K queries. d_head None: E."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    keys = k.to(dtype).repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    return (q.to(dtype) * (d_head or q.shape[-1]) ** -0.5).transpose(1, 2) @ keys.permute(0, 2, 3, 1)
+
+
 def slices_fit(n: int, shape: Shape, key: str) -> None:
     """Raises InputError unless a head can be cut into `n` slices: of pairs of channels, where positions turn pairs."""
     width, what = (shape.d_head // 2, "pairs of rotary channels") if shape.rotary else (shape.d_head, "channels")

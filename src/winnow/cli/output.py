@@ -20,6 +20,7 @@ COLOURS = {
     "diverged": "35",
     "warning": "33",
     "interrupted": "33",
+    "finished, not uploaded": "33",
     "undecided": "34",
     "running": "34",
 }

@@ -22,6 +22,7 @@ from winnow.study.events import (
     RunStarted,
     RunWaits,
     Stopping,
+    UploadsAwaited,
     WorkerDied,
 )
 
@@ -158,6 +159,9 @@ class Lines:
                 return self._ended(event)
             case LookEnded():
                 return f"look {event.look} of {event.looks} is done: {counted(event)}"
+            case UploadsAwaited():
+                runs = f"{len(event.runs)} run{'' if len(event.runs) == 1 else 's'}"
+                return f"{runs} still to be uploaded to {event.url}"
             case Stopping():
                 return STOPPING
             case _:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from winnow.cli import options, output
+from winnow.errors import InputError
 
 if TYPE_CHECKING:
     from winnow.records.run import RunRecord
@@ -33,11 +34,15 @@ def register(app: typer.Typer) -> None:
 
 def show(run: options.Run, store: options.Store = None, as_json: options.Json = False) -> None:
     """Everything known of one run: what it was, what it measured, what was noticed."""
+    from winnow.records.artifacts import places
+
     records = options.open_store(store)
     digest = options.find_run(records, run)
     state, record, identity = records.state(digest), records.record(digest), records.identity(digest)
     rows = records.metrics(digest)
     verified = records.stamps(digest, "verified")
+    uploaded = places(records, digest)
+    state = _arrival(records, record, state)
     failures = sorted(path.name for path in records.path(digest).glob("failure-*.json"))
     if as_json:
         output.say_json(
@@ -48,6 +53,7 @@ def show(run: options.Run, store: options.Store = None, as_json: options.Json = 
                 "identity": None if identity is None else identity.dump(),
                 "metrics": rows,
                 "verified": verified,
+                "uploaded": uploaded,
                 "earlier_failures": failures,
                 "path": str(records.path(digest)),
             }
@@ -62,6 +68,8 @@ def show(run: options.Run, store: options.Store = None, as_json: options.Json = 
         output.say(f"  step {rows[-1]['step']} so far")
     if verified is not None:
         output.say(f"\nresume verified: {json.dumps(verified, ensure_ascii=False)}")
+    for url, stamp in uploaded.items():
+        output.say(f"\nuploaded: {url}, {len(stamp['files'])} files, {stamp['at']}")
     if failures:
         output.say(f"\nearlier failures: {', '.join(failures)}")
     if about is not None:
@@ -98,6 +106,21 @@ def diff(first: options.Run, second: options.Run, store: options.Store = None, a
         output.say(f"  bit-identical at all {parting['compared']} rows that both have")
     else:
         output.say("  no step that both have")
+
+
+def _arrival(records: RunStore, record: RunRecord | None, state: str) -> str:
+    """The state, and whether the run has arrived where the last launch of its study was to upload it."""
+    from winnow.records.artifacts import arrived
+    from winnow.records.files import read_json, safe_name
+
+    if record is None or state != "finished":
+        return state
+    try:
+        plan = read_json(records.root / "studies" / f"{safe_name(record.label.study, what='study id')}.json")
+    except (FileNotFoundError, InputError):
+        return state  # made by another program, or the plan is damaged: `winnow status` says so
+    url = plan.get("artifacts")
+    return state if url is None or arrived(records, record.digest, url) else "finished, not uploaded"
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,12 +8,17 @@ from typing import Any
 from winnow.cli import output
 from winnow.cli.verdict_text import say_verdicts
 from winnow.errors import InputError
+from winnow.records.artifacts import arrived
+from winnow.records.remote import Remote
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison, compare
-from winnow.study.plan import load_plan, stale_arms
+from winnow.study.parents import Parents
+from winnow.study.plan import Plan, load_plan, stale_arms
 from winnow.study.spec import Study
 
-STATES = ("finished", "running", "interrupted", "failed", "diverged", "missing", "stale")
+NOT_UPLOADED = "finished, not uploaded"
+"""A run that has its record, where the study asks for uploads and this one has not arrived."""
+STATES = ("finished", NOT_UPLOADED, "running", "interrupted", "failed", "diverged", "missing", "stale")
 
 
 def say_comparison(comparison: Comparison) -> None:
@@ -37,13 +42,16 @@ def study_rows(study: Study, records: RunStore) -> dict[str, Any]:
         arms = {arm: {"missing": list(study.seeds)} for arm in study.arms}
     else:
         comparison = compare(study, records)
-        stale = () if plan is None else stale_arms(study, plan)
+        stale = () if plan is None else stale_arms(study, plan, Parents(records, study.changes).changed)
+        url = place_of(study, plan)
         for arm in study.arms:
             found = arms[arm] = {}
             for seed in study.seeds:
                 record = comparison.runs.get(arm, {}).get(seed)
                 if record is not None:
                     state = record.status
+                    if state == "finished" and url is not None and not arrived(records, record.digest, url):
+                        state = NOT_UPLOADED
                 elif arm in stale:
                     state = "stale"
                 elif plan is None or arm not in plan.arms:
@@ -61,6 +69,13 @@ def study_rows(study: Study, records: RunStore) -> dict[str, Any]:
         "unanswered": sum(known.get(claim.id, "undecided") == "undecided" for claim in study.claims),
         "started": None if plan is None else plan.started,
     }
+
+
+def place_of(study: Study, plan: Plan | None) -> str | None:
+    """Where the study's runs are to be uploaded, without credentials: its own key, else what `run` was last told."""
+    if study.artifacts is not None:
+        return Remote(study.artifacts).url
+    return None if plan is None else plan.artifacts
 
 
 def say_studies(found: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +18,20 @@ if TYPE_CHECKING:
     from winnow.records.run import Finding
     from winnow.records.store import RunStore
     from winnow.study.launch import Options, Outcome
+    from winnow.study.parents import Parents
     from winnow.study.plan import Plan
     from winnow.study.resolve import Resolved
     from winnow.study.spec import Study
 
 STOPPED = 130
+
+
+class Parallel(StrEnum):
+    """Ways of holding one model on several ranks."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
 
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps or auto.")]
 Jobs = Annotated[
@@ -28,6 +39,10 @@ Jobs = Annotated[
     typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at once. None: one per core, as memory allows."),
 ]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of each run.")]
+Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Processes that share each run.")]
+ParallelBy = Annotated[
+    Parallel, typer.Option("--parallel", help="What each of several ranks holds: the whole model, or a part of it.")
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the study's own Python files (`use`).")]
 
 
@@ -57,11 +72,30 @@ def run(
     trust: Trust = False,
     device: Device = "cpu",
     threads: Threads = 1,
+    ranks: Ranks = 1,
+    parallel: ParallelBy = Parallel.DDP,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            "--artifacts", metavar="URL", help="Upload every run there; none: where the study says.", show_default=False
+        ),
+    ] = None,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            "--then",
+            metavar="CMD",
+            help="Run this once every run has finished and, where asked for, arrived. Its exit code is winnow's.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run what is missing of a study, judge its claims, write the results. Given again, it runs nothing twice."""
+    from winnow.cli.afterwards import command_of, run_command
     from winnow.cli.progress import STOPPING
 
+    command = command_of(then)
     source = _open(file, settings, only)
     wanted, device = options.seeds_of(seeds), options.device_of(device)
     for study in source.studies:
@@ -71,27 +105,60 @@ def run(
             raise InputError(f"seed {unknown[0]} is not one of {study.id}", key="--seeds", mend=f"permitted: {known}")
     records = options.open_store(store, beside=file)
     try:
-        from winnow.study.launch import Options, default_jobs
+        from winnow.study.capacity import default_jobs
+        from winnow.study.launch import Options
+        from winnow.study.parents import Parents, needed_by, needed_in_store
 
-        launch = Options(jobs=jobs, seeds=wanted, device=device, threads=threads, trust=trust)
+        launch = Options(
+            jobs=jobs,
+            seeds=wanted,
+            device=device,
+            threads=threads,
+            ranks=ranks,
+            parallel=parallel.value,
+            trust=trust,
+            artifacts=artifacts,
+        )
         # A mistake in the last study of a notebook is found before the first one has cost anything.
-        plans = [_planned(study, records, trust) for study in source.studies]
+        parents = Parents(records, source.studies[0].changes)
+        plans = [_planned(study, records, trust, parents) for study in source.studies]
+        seeds_of = [study.seeds[: study.looks[-1]] for study in source.studies]
+        children = [(plan, run_seeds) for (plan, _), run_seeds in zip(plans, seeds_of, strict=True)]
         bad = False
+        missing: list[str] = []
         reports: list[dict[str, Any]] = []
         for study, (plan, resolved) in zip(source.studies, plans, strict=True):
-            _foretell(study, plan, records, launch, jobs or default_jobs(device))
-            outcome = _launch(study, records, launch, resolved)
+            _foretell(study, plan, records, launch, jobs or default_jobs(device, ranks))
+            also = needed_by(children, study.id)
+            if wanted is not None:  # asked for by name: also for studies that stand elsewhere
+                also |= needed_in_store(records, study.id)
+            outcome = _launch(study, records, replace(launch, also=also), resolved)
             bad |= _conclude(source, study, records, outcome, quiet=as_json, reports=reports)
-            if outcome is not None and outcome.stopped:
-                raise typer.Exit(STOPPED)
+            if outcome is not None:
+                missing += [f"{study.id}: {key}" for key in dict.fromkeys([*outcome.failed, *outcome.not_uploaded])]
+                if outcome.stopped:
+                    _then_not(command, "the command was stopped")
+                    raise typer.Exit(STOPPED)
     except KeyboardInterrupt:
         # Between runs there is nothing to finish; what ran is recorded.
         output.note(STOPPING)
+        _then_not(command, "the command was stopped")
         raise typer.Exit(STOPPED) from None
     if as_json:
         output.say_json(reports)
-    if bad:
-        raise typer.Exit(1)
+    code = 1 if bad else 0
+    if missing:
+        _then_not(command, f"not finished, or not uploaded: {', '.join(missing[:3])}{', ...' if missing[3:] else ''}")
+    elif command is not None:
+        output.flush()
+        code = run_command(command, quiet=as_json) or code
+    if code:
+        raise typer.Exit(code)
+
+
+def _then_not(command: list[str] | None, why: str) -> None:
+    if command is not None:
+        output.note(f"--then was not run: {why}")
 
 
 def check(
@@ -105,10 +172,13 @@ def check(
     """Validate a study and audit it without training anything."""
     source = _open(file, settings, only)
     records = options.open_store(store, beside=file)
+    from winnow.study.parents import Parents
+
     reports: list[dict[str, Any]] = []
     refusals: list[InputError] = []
+    parents = Parents(records, source.studies[0].changes)
     for study in source.studies:
-        findings, refusal = _audited(study, records, trust)
+        findings, refusal = _audited(study, records, trust, parents)
         reports.append({"study": study.id, "arms": list(study.arms), "findings": [item.dump() for item in findings]})
         if refusal is not None:
             refusals.append(refusal)
@@ -138,12 +208,14 @@ def plan(
 ) -> None:
     """What a study will cost, and the smallest effect that each claim can show, before anything runs."""
     from winnow.cli.foresight import foresee, foresight_lines
-    from winnow.study.launch import default_jobs
+    from winnow.study.capacity import default_jobs
+    from winnow.study.parents import Parents
 
     source, device = _open(file, settings, only), options.device_of(device)
     records = options.open_store(store, beside=file)
+    parents = Parents(records, source.studies[0].changes)
     found = [
-        foresee(study, _planned(study, records, trust)[0], records, device=device, threads=threads)
+        foresee(study, _planned(study, records, trust, parents)[0], records, device=device, threads=threads)
         for study in source.studies
         if study.runs == "winnow"
     ]
@@ -193,19 +265,21 @@ def _open(file: Path, settings: list[str] | None, only: str | None) -> Source:
     return open_source(file, options.changes_of(settings), only)
 
 
-def _planned(study: Study, records: RunStore, trust: bool) -> tuple[Plan, Resolved | None]:
+def _planned(study: Study, records: RunStore, trust: bool, parents: Parents) -> tuple[Plan, Resolved | None]:
     """The plan: from the store where the arms have not changed, else resolved anew. Refuses an unsound study."""
     from winnow.study.plan import load_plan, stale_arms, without_arms
 
     if study.runs == "recorded":
         return without_arms(study), None
     stored = load_plan(records, study)
-    if stored is not None and not stale_arms(study, stored):
+    if stored is not None and not stale_arms(study, stored, parents.changed):
+        parents.plans[study.id] = stored
         return stored, None
     from winnow.study.audit import audit, refuse
     from winnow.study.resolve import resolve
 
-    resolved = resolve(study, trust=trust)
+    resolved = resolve(study, trust=trust, parents=parents)
+    parents.plans[study.id] = resolved.plan
     refuse(study, audit(study, resolved.plan, stored))
     return resolved.plan, resolved
 
@@ -248,12 +322,15 @@ def _conclude(
     comparison = compare(study, records) if outcome is None else outcome.comparison
     written = write_study(source, comparison, records)
     failed = [] if outcome is None else [str(key) for key in outcome.failed]
+    missing = {} if outcome is None else {str(key): why for key, why in outcome.not_uploaded.items()}
     reports.append(
         {
             **plain(comparison),
             "ran": 0 if outcome is None else len(outcome.ran),
             "failed": failed,
             "stopped": outcome is not None and outcome.stopped,
+            "artifacts": None if outcome is None else outcome.artifacts,
+            "not_uploaded": missing,
             "files": [str(path) for path in written.files],
         }
     )
@@ -266,17 +343,33 @@ def _conclude(
         output.say(f"records: {records.root}")
     for text in written.notes:
         output.note(f"note: {text}")
-    return bool(failed) or unexpectedly_invalid(comparison.verdicts)
+    if outcome is not None and missing:
+        _say_missing(source, outcome.artifacts or "", missing)
+    return bool(failed or missing) or unexpectedly_invalid(comparison.verdicts)
 
 
-def _audited(study: Study, records: RunStore, trust: bool) -> tuple[tuple[Finding, ...], InputError | None]:
+def _say_missing(source: Source, url: str, missing: dict[str, str]) -> None:
+    """What has not arrived, why, and the command that mends it."""
+    reasons = dict.fromkeys(missing.values())
+    output.note(f"error: {_many(len(missing), 'run')} not uploaded to {url}: {', '.join(missing)}")
+    for reason in list(reasons)[:3]:
+        output.note(f"  {reason}")
+    output.note(f"  nothing is lost here; winnow push {source.path} --to {url}, or the same command, tries again")
+
+
+def _audited(
+    study: Study, records: RunStore, trust: bool, parents: Parents
+) -> tuple[tuple[Finding, ...], InputError | None]:
     """Findings of the audit, and why the study is refused; a study that passes has its plan put into the store."""
     from winnow.study.audit import audit, refuse
     from winnow.study.launch import register as register_plan
     from winnow.study.plan import load_plan, without_arms
     from winnow.study.resolve import resolve
 
-    plan = without_arms(study) if study.runs == "recorded" else resolve(study, trust=trust).plan
+    if study.runs == "recorded":
+        plan = without_arms(study)
+    else:
+        plan = parents.plans[study.id] = resolve(study, trust=trust, parents=parents).plan
     found = audit(study, plan, load_plan(records, study))
     findings = tuple(item.finding for item in found)
     try:

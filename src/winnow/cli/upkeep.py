@@ -67,9 +67,23 @@ def remove(
         rows.append([digest, *_described(records, digest), output.size(size_of(records.path(digest)))])
     for line in output.columns(rows, header=["run", "label", "state", "size"]):
         output.say(line)
+    _say_children(records, digests)
     _ask(f"Remove {_many(len(digests), 'run')} for good?", yes)
     records.remove(digests)
     output.say(f"removed {_many(len(digests), 'run')}")
+
+
+def _say_children(records: RunStore, digests: list[str]) -> None:
+    """Runs that start from these: they could not be made, or made again, without them."""
+    from winnow.records.descent import children
+
+    for digest, runs in children(records).items():
+        left = [child.name for child in runs if child.digest not in digests]
+        if digest in digests and left:
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            names = ", ".join(left[:5]) + more
+            verb = "starts" if len(left) == 1 else "start"
+            output.note(f"{names} {verb} from {digest}, and cannot be made without it")
 
 
 def _described(records: RunStore, digest: str) -> tuple[str, str]:

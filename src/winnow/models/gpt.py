@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from winnow.attention import AttentionConfig, Mixed, MixerState, Shape, SoftmaxConfig, mixer_state
 from winnow.errors import InputError
 from winnow.models.base import Facts, Model, ModelConfig, Output
-from winnow.models.layers import MLP, LayerNormConfig, NormConfig, Table
+from winnow.models.layers import MLP, Activation, LayerNormConfig, NormConfig, Table
 from winnow.parameters import parameter_table
 
 
@@ -53,9 +53,13 @@ class GPTConfig(ModelConfig):
     tied: bool = True
     """The readout is the embedding's matrix. False: it has its own."""
     bias: bool = True
-    """Linear maps add a bias (norms have their own switch, `affine`). False: off."""
+    """Linear maps add a bias (norms have their own switches, `affine` and `shift`). False: off."""
+    activation: Activation = "gelu_tanh"
+    """Of the MLP's hidden layer: gelu_tanh, the approximation that GPT-2 uses, or gelu itself (current nanoGPT)."""
     attention: AttentionConfig = SoftmaxConfig()
     """The mechanism of every block."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"activation": "gelu_tanh"}
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +117,9 @@ class Block(nn.Module):
         self.norm1 = config.norm.build(shape.d_model)
         self.attention = config.attention.build(shape)
         self.norm2 = config.norm.build(shape.d_model)
-        self.mlp = MLP(shape.d_model, config.d_ff, bias=shape.bias, n_layers=shape.n_layers)
+        self.mlp = MLP(
+            shape.d_model, config.d_ff, bias=shape.bias, n_layers=shape.n_layers, activation=config.activation
+        )
 
     def forward(self, h: Float[Tensor, "B T C"], state: MixerState) -> Mixed:
         y, aux = self.attention(self.norm1(h), state)

@@ -1,4 +1,5 @@
 """What a store could do without: leftovers of killed writers, checkpoints that a later one replaces, unused runs.
+Checkpoints that `train.keep` keeps, or that other runs start from, are none of it.
 
 Finding and removing are two steps, so that a command can show the list and ask.
 """
@@ -9,11 +10,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from winnow.errors import InputError
+from winnow.records.checkpoints import step_of
+from winnow.records.descent import kept_steps
 from winnow.records.files import TEMPORARY, FileLock, writing
 from winnow.records.store import RunStore
 
@@ -50,6 +53,7 @@ def find_garbage(store: RunStore, *, unused_runs: bool = False) -> list[Garbage]
             if TEMPORARY.match(path.name) and time.time() - path.lstat().st_mtime > _STALE_SECONDS
         ]
     used = _named_in_plans(store) if unused_runs else frozenset[str]()
+    kept = kept_steps(store)
     for digest in store.digests():
         path = store.path(digest)
         if FileLock(path / "lock").taken():
@@ -62,7 +66,7 @@ def find_garbage(store: RunStore, *, unused_runs: bool = False) -> list[Garbage]
             for inner in _entries(path)
             if TEMPORARY.match(inner.name)
         ]
-        found += _old_checkpoints(path / "checkpoints", digest)
+        found += _old_checkpoints(path / "checkpoints", digest, kept.get(digest, frozenset()))
     return found
 
 
@@ -109,12 +113,12 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _old_checkpoints(folder: Path, digest: str) -> Iterator[Garbage]:
+def _old_checkpoints(folder: Path, digest: str, kept: Collection[int]) -> Iterator[Garbage]:
     steps = [path for path in _entries(folder) if path.name.startswith("step-") and path.is_dir()]
     complete = [path for path in steps if (path / "COMPLETE").exists()]
     for path in _entries(folder):
         if path in complete:
-            if path != complete[-1]:
+            if path != complete[-1] and step_of(path.name) not in kept:
                 yield _garbage("checkpoint", path, digest, f"{complete[-1].name} is newer and complete")
         elif path in steps or path.name.startswith("."):
             yield _garbage("leftover", path, digest, "a save was interrupted")

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -41,7 +42,9 @@ _SECRET_VALUES = re.compile(
 )
 COMMAND_VARIABLE = "WINNOW_COMMAND"
 """Environment variable in which a launcher tells its workers the command line, as JSON, secrets already redacted."""
-_URL_LOGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@")
+_URL_LOGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^/@\s]*:[^\s]*|[^/@\s]+)@")
+"""A password may hold `/` and `@` when nobody has escaped them: everything up to the last `@` goes."""
+_URL_SETTING = re.compile(r"(?P<sign>[?&;])(?P<name>[\w.-]+)=(?P<value>[^&;#\s]*)")
 _OPTION = re.compile(r"(?P<name>-{0,2}[A-Za-z][\w.:-]*?)(?P<sign>=|:\s+)(?P<value>.+)", re.DOTALL)
 
 
@@ -145,11 +148,26 @@ def package_versions() -> tuple[tuple[str, str], ...]:
 
 
 def redact(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command with the values of secret options (`--token X`, `api_key=X`), logins in URLs and known key forms
-    replaced by `[redacted]`."""
+    """The command with the values of secret options (`--token X`, `api_key=X`), logins and secret settings in URLs,
+    known key forms and what secret environment variables hold replaced by `[redacted]`.
+
+    The command behind `--then` is taken apart and treated likewise.
+    """
+    known = _secrets_of_the_environment()
     cleaned: list[str] = []
     hide_next = False
+    command_next = False
     for argument in argv:
+        for secret in known:
+            argument = argument.replace(secret, REDACTED)
+        if command_next:
+            cleaned.append(_redact_command(argument))
+            command_next = False
+            continue
+        if argument.startswith("--then="):
+            cleaned.append(f"--then={_redact_command(argument.removeprefix('--then='))}")
+            continue
+        command_next = argument == "--then"
         if hide_next and not argument.startswith("-"):
             cleaned.append(REDACTED)
             hide_next = False
@@ -159,8 +177,33 @@ def redact(argv: Sequence[str]) -> tuple[str, ...]:
         if option is not None and _is_secret_name(option["name"]):
             argument = f"{option['name']}{option['sign']}{REDACTED}"
         argument = _URL_LOGIN.sub(rf"\g<scheme>{REDACTED}@", argument)
+        argument = _URL_SETTING.sub(_without_secret, argument)
         cleaned.append(_SECRET_VALUES.sub(REDACTED, argument))
     return tuple(cleaned)
+
+
+def _redact_command(text: str) -> str:
+    try:
+        return shlex.join(redact(shlex.split(text)))
+    except ValueError:  # an open quotation mark: it will be refused, and says nothing of how a run was made
+        return REDACTED
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    name = found["name"]
+    # In a URL a key is a credential, whatever else it is called.
+    hidden = _is_secret_name(name) or name.lower() in ("key", "sig", "signature", "x-amz-signature", "x-amz-credential")
+    return f"{found['sign']}{name}={REDACTED}" if hidden else found[0]
+
+
+def _secrets_of_the_environment() -> list[str]:
+    """Values of the variables whose names speak of secrets (AWS_SECRET_ACCESS_KEY, HF_TOKEN), the longest first.
+
+    Short ones are left out: replacing "1" everywhere would leave no command.
+    """
+    named = {name: value for name, value in os.environ.items() if name != "PWD" and _is_secret_name(name)}
+    found = {value for value in named.values() if len(value) >= 8}
+    return sorted(found, key=len, reverse=True)
 
 
 def _is_secret_name(name: str) -> bool:

@@ -19,8 +19,9 @@ from winnow.config import canonical_json
 from winnow.errors import InputError
 from winnow.records.journal import spell, unspell
 
-RECORD_VERSION = 2
-"""Version of the form of `run.json`; a reader refuses a higher one. 2: the provenance names kernels."""
+RECORD_VERSION = 3
+"""Version of the form of `run.json`; a reader refuses a higher one. 2: the provenance names kernels. 3: the spread of
+initial values."""
 
 Severity = Literal["notice", "warning", "invalid"]
 Status = Literal["finished", "failed", "diverged", "interrupted"]
@@ -108,6 +109,17 @@ class RunIdentity(Plain):
     sources: dict[str, str] = {}
     """SHA-256 of each `use` file by name."""
     label: Label
+    parent: str | None = None
+    """Digest of the run in the same store that it starts from; None: of none."""
+
+
+class Spread(Plain):
+    """How far a tensor's values lie from 0."""
+
+    std: float
+    """Root of the mean square."""
+    n: int
+    """Values."""
 
 
 class RunRecord(Plain):
@@ -129,6 +141,8 @@ class RunRecord(Plain):
     """Each metric's last value; may hold NaN or infinity, and a diverged run may lack some."""
     facts: dict[str, Fact] = {}
     """Parameters, FLOPs per token, seconds, validation digest and so on, by name with the unit in the name."""
+    initial: dict[str, Spread] = {}
+    """Of each parameter by name, before the first update; empty = not watched, or an older record."""
     weights: str | None = None
     """SHA-256 of the final weights; None = not watched."""
     trace: str | None = None

@@ -224,9 +224,12 @@ def _repeated(study: Study, plan: Plan) -> Iterator[AuditFinding]:
         windows, tokens = arm.facts.get("windows_per_epoch"), arm.facts.get("tokens")
         context = arm.config.get("task", {}).get("context")
         if isinstance(windows, int) and isinstance(tokens, int) and isinstance(context, int) and windows > 0:
-            epochs = tokens / context / windows
+            parent = arm.parent
+            before = int(arm.facts.get("tokens_before", 0)) if parent is not None and parent.data == arm.data else 0
+            epochs = (tokens + before) / context / windows
             if epochs > 1:
-                message = f"arm {name} reads its training text {epochs:.1f} times"
+                together = ", its parent's share included" if before else ""
+                message = f"arm {name} reads its training text {epochs:.1f} times{together}"
                 yield _found(
                     study, "repeated-data", "notice", message, ("base", "task"), "give more text or fewer steps"
                 )
@@ -238,7 +241,8 @@ def different_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> tupl
     found: list[str] = []
     for path in differing(one, other):
         owner = next((kind for kind in sorted(kinds) if path.startswith(f"{kind}.")), None)
-        name = path if owner is None else owner
+        # Another parent is another identity, which says nothing to a reader.
+        name = "init_from" if path == "init_from.identity" else path if owner is None else owner
         if name not in found:
             found.append(name)
     return tuple(found)

@@ -61,7 +61,7 @@ def run_canary(
     old = _baseline(study, store)
     with tempfile.TemporaryDirectory(prefix="winnow-canary-") as folder:
         other = RunStore(Path(folder) / "store")
-        new = _repeat(study, old, other, on_event, worker)
+        new = _repeat(study, old, store, other, on_event, worker)
         outcome, difference, first = compared(
             old,
             new,
@@ -127,10 +127,22 @@ def _baseline(study: Study, store: RunStore) -> RunRecord:
 
 
 def _repeat(
-    study: Study, old: RunRecord, store: RunStore, on_event: Callable[[Event], None], worker: Sequence[str]
+    study: Study,
+    old: RunRecord,
+    parents: RunStore,
+    store: RunStore,
+    on_event: Callable[[Event], None],
+    worker: Sequence[str],
 ) -> RunRecord:
+    parent = old.facts.get("parent")
     identity = RunIdentity(
-        digest=old.digest, config=old.config, seed=old.seed, data=old.data, sources=old.sources, label=old.label
+        digest=old.digest,
+        config=old.config,
+        seed=old.seed,
+        data=old.data,
+        sources=old.sources,
+        label=old.label,
+        parent=None if parent is None else str(parent),
     )
     key = RunKey(study.control, old.seed, old.digest)
     device = old.provenance.device
@@ -138,6 +150,7 @@ def _repeat(
         **identity.dump(),
         "use": [str(study.folder / name) for name in study.use],
         "store": str(store.root),
+        "parents": str(parents.root),
         "device": device,
         "threads": old.provenance.threads,
     }

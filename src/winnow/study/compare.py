@@ -7,28 +7,24 @@ although their configs differ, or where its runs cannot be compared. Everything 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from winnow.errors import InputError
-from winnow.records.run import Finding, RunRecord, Severity
+from winnow.records.run import Finding, RunRecord
 from winnow.records.store import RunStore
-from winnow.study.bridges import bridged, canaries
 from winnow.study.budget import budget_of
 from winnow.study.events import RunKey
 from winnow.study.ledger import arm_identity, ledger, noise_key
+from winnow.study.mixture import Runs, Unsound, unlike
 from winnow.study.noise import Prior
 from winnow.study.observations import Better, Observations
+from winnow.study.parents import Parents
 from winnow.study.plan import Plan, exploratory, load_plan, now, plan_lock, save_plan, seen, stale_arms, without_arms
 from winnow.study.spec import Study
 from winnow.study.verdict import Verdict, judge_claims
 from winnow.train import health
-
-Runs = Mapping[str, Mapping[int, RunRecord]]
-"""Ended runs by arm and seed, failed ones too."""
-Unsound = tuple[Finding, tuple[str, ...]]
-"""A finding and the claims that it makes invalid."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def find_runs(study: Study, plan: Plan, store: RunStore) -> tuple[dict[str, dict
     """Ended runs of every arm that is not stale, and what is wrong with recorded ones."""
     if study.runs == "recorded":
         return _recorded(study, store)
-    stale = stale_arms(study, plan)
+    stale = stale_arms(study, plan, Parents(store, study.changes).changed)
     digests = {(arm, seed): plan.run(arm, seed) for arm in study.arms if arm not in stale for seed in study.seeds}
     records = store.records(digests.values())
     runs: dict[str, dict[int, RunRecord]] = {arm: {} for arm in study.arms}
@@ -134,14 +130,15 @@ def _recorded(study: Study, store: RunStore) -> tuple[dict[str, dict[int, RunRec
 
 def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[Finding]) -> Comparison:
     """Verdicts and findings on these runs."""
-    stale = () if study.runs == "recorded" else stale_arms(study, plan)
+    changed = Parents(store, study.changes).changed
+    stale = () if study.runs == "recorded" else stale_arms(study, plan, changed)
     ended = {arm: {s: r for s, r in by_seed.items() if _has_result(r)} for arm, by_seed in runs.items()}
     invalid: dict[str, str] = {}
     findings = [*problems]
     for finding in problems:
         if finding.severity == "invalid" and finding.where is not None:
             invalid.setdefault(finding.where, f"{finding.where}: {finding.message}")
-    for finding, claims in (*_unsound(study, ended), *_unlike(study, ended, store)):
+    for finding, claims in (*_unsound(study, ended), *unlike(study, ended, store)):
         findings.append(finding)
         for name in claims:
             invalid.setdefault(name, finding.message)
@@ -166,6 +163,7 @@ def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[
         prior={} if study.rule.paired else _priors(plan, ended, store, list(metrics)),
         invalid=invalid,
         budget={claim.id: budget_of([ended[arm] for arm in claim.all_arms]) for claim in claims},
+        twins={pair for claim in claims for pair in claim.pairs if _twins(*(ended[arm] for arm in pair))},
     )
     verdicts = tuple(
         verdict.replace({"notes": (*verdict.notes, f"exploratory: {reasons[verdict.claim.id]}")})
@@ -176,6 +174,12 @@ def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[
     order = ("invalid", "warning", "notice")
     ordered = sorted(dict.fromkeys(findings), key=lambda item: order.index(item.severity))
     return Comparison(study, plan, runs, verdicts, tuple(ordered), stale, observations)
+
+
+def _twins(one: Mapping[int, RunRecord], other: Mapping[int, RunRecord]) -> bool:
+    """Whether one arm goes on with the runs that the other made without a break, or both with the same ones."""
+    common = [seed for seed in one if seed in other]
+    return bool(common) and all(health.goes_on(one[seed], other[seed]) for seed in common)
 
 
 def judged_looks(study: Study, plan: Plan) -> tuple[int, ...]:
@@ -273,66 +277,17 @@ def _unsound(study: Study, ended: Runs) -> Iterator[Unsound]:
                 for item in health.unread_by_arm(ended[a][common[0]], ended[b][common[0]]) if common else ():
                     message = f"{a} was not what was written: {item.message}"
                     yield item.model_copy(update={"message": message}), (claim.id,)
-
-
-def _unlike(study: Study, ended: Runs, store: RunStore) -> Iterator[Unsound]:
-    """Runs of one claim that were made or measured differently; what is true of several claims is said once."""
-    found: dict[tuple[str, str, str | None, Severity], list[str]] = {}
-    for claim in study.claims:
-        records = [record for arm in claim.all_arms for record in ended[arm].values()]
-        if len({record.facts.get("val_digest") for record in records}) > 1 and claim.metric != "val/bpb":
-            key = ("not-comparable", "were measured on different validation data", None, "invalid")
-            found.setdefault(key, []).append(claim.id)
-        versions = sorted({record.provenance.code for record in records})
-        code = _mixed_code(versions, [record.digest for record in records], store) if len(versions) > 1 else None
-        if code is not None:
-            found.setdefault(code, []).append(claim.id)
-        for rule, values in (
-            ("mixed-machines", {record.provenance.hardware for record in records}),
-            ("mixed-threads", {str(record.provenance.threads) for record in records}),
-            ("mixed-packages", {_versions(record) for record in records}),
-            *(("mixed-kernels", values) for values in _kernels(records)),
-        ):
-            if len(values) > 1:
-                what = f"mix {rule.removeprefix('mixed-')}: {' and '.join(sorted(values))}"
-                found.setdefault((rule, what, None, "warning"), []).append(claim.id)
-    for (rule, what, mend, severity), claims in found.items():
-        message = f"the runs of claim{'s' if len(claims) > 1 else ''} {', '.join(claims)} {what}"
-        where = study.lines.where(("claims", claims[0]))
-        finding = Finding(rule=rule, severity=severity, message=message, where=where, mend=mend)
-        yield finding, tuple(claims) if severity == "invalid" else ()
-
-
-def _kernels(records: list[RunRecord]) -> Iterable[set[str]]:
-    """What ran each operation; a run that does not use it says nothing."""
-    found: dict[str, set[str]] = {}
-    for operation, ran in (item for record in records for item in record.provenance.kernels.items()):
-        found.setdefault(operation, set()).add(f"{operation} on {ran}")
-    return found.values()
-
-
-def _versions(record: RunRecord) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(record.provenance.packages.items()))
-
-
-def _mixed_code(
-    versions: list[str], digests: list[str], store: RunStore
-) -> tuple[str, str, str | None, Severity] | None:
-    """Nothing where canaries join all these versions of the code; invalid where one says that they differ."""
-    joined, differs = bridged(canaries(store, digests), versions)
-    if joined:
-        return None
-    what = f"mix versions of the code ({', '.join(version[:8] for version in versions)})"
-    if differs:
-        what += ", and a canary shows that they do not give the same numbers"
-        return "mixed-code", what, "remove the older runs and run them again", "invalid"
-    return "mixed-code", what, "`winnow canary` tells whether they may be compared", "warning"
+            common = [seed for seed in ended[one] if seed in ended[other]]
+            for item in health.initial_spread(ended[one][common[0]], ended[other][common[0]]) if common else ():
+                yield item, (claim.id,)
 
 
 # What is said beside the verdicts
 
 
 def _said(study: Study, plan: Plan, runs: Runs, stale: tuple[str, ...]) -> Iterator[Finding]:
+    records = [record for by_seed in runs.values() for record in by_seed.values()]
+    measured = any(name.startswith("inside/") for record in records for name in record.final)
     for arm in stale:
         message = f"arm {arm} was written anew since it was resolved; its runs are not known yet"
         mend = "`winnow run` or `winnow check` resolves it"
@@ -352,7 +307,9 @@ def _said(study: Study, plan: Plan, runs: Runs, stale: tuple[str, ...]) -> Itera
         if any(not record.watched for record in by_seed.values()):
             message = "made by another program: health could not look inside"
             yield Finding(rule="unwatched", severity="notice", message=message, where=arm)
-        yield from _once(arm, by_seed, invalid=False)
+        for item in _once(arm, by_seed, invalid=False):
+            if not (item.rule == "nothing-inside" and measured):  # softmax beside a mechanism that can be looked into
+                yield item
     yield from _unequal(study, runs)
     for edit in plan.edits:
         message = f"{edit.what} (seen {edit.at}, after the runs began)"

@@ -120,6 +120,15 @@ class LookEnded:
 
 
 @dataclass(frozen=True)
+class UploadsAwaited:
+    """Every run has ended; the last of them are still being uploaded."""
+
+    runs: tuple[RunKey, ...]
+    url: str
+    """Where to, without credentials."""
+
+
+@dataclass(frozen=True)
 class Stopping:
     """Ctrl-C: the runs in progress finish their step and are saved."""
 
@@ -137,5 +146,6 @@ Event = (
     | RunWaits
     | WorkerDied
     | LookEnded
+    | UploadsAwaited
     | Stopping
 )

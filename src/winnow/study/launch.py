@@ -10,22 +10,18 @@ shown that it can. Everything is resumable: the same call goes on where the last
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from winnow.errors import InputError
+from winnow.records.remote import Remote
 from winnow.records.run import Finding, Label, RunIdentity
 from winnow.records.store import RunStore
 from winnow.study.audit import audit, different_settings, refuse
+from winnow.study.capacity import default_jobs, free_memory
 from winnow.study.compare import Comparison, compare, result_times
 from winnow.study.crew import Crew, Job, Stopped
 from winnow.study.events import (
@@ -37,12 +33,16 @@ from winnow.study.events import (
     PreflightStarted,
     RunEnded,
     RunKey,
+    RunStarted,
 )
 from winnow.study.needs import open_arms
+from winnow.study.parents import Parents, missing_parents
 from winnow.study.plan import Plan, load_plan, now, plan_lock, rewritten, save_plan, seen
 from winnow.study.resolve import Resolved, resolve
 from winnow.study.spec import Study
-from winnow.study.workers import WORKER
+from winnow.study.uploads import Uploads, await_arrival, note_place
+from winnow.study.workers import WORKER, terminable
+from winnow.train.config import rank_rows
 
 PREFLIGHT_STEPS: Final = 3
 """Updates that are tried of each arm: the first compiles and allocates, the others are timed."""
@@ -60,13 +60,21 @@ class Options:
     """Only these seeds now; None = as the looks say."""
     device: str = "cpu"
     threads: int = 1
-    """Threads of each run."""
+    """Threads of each run, or of each of its ranks."""
+    ranks: int = 1
+    """Processes that share each run."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several ranks hold the model: each the whole of it, or each a part of every parameter."""
     preflight: bool = True
     """Try a few steps of every arm first."""
+    also: frozenset[tuple[str, int]] = frozenset()
+    """(arm, seed) of runs that other runs start from: they are made even where no claim needs them."""
     trust: bool = False
     """Run the study's own `use` files."""
     worker: Sequence[str] = WORKER
     """Command of a worker process."""
+    artifacts: str | None = None
+    """URL that every run is uploaded to; None = what the study says."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,10 @@ class Outcome:
     """Whether it was stopped by Ctrl-C; the same command goes on."""
     findings: tuple[Finding, ...]
     """Of audit and preflight."""
+    artifacts: str | None = None
+    """Where the runs were to be uploaded, without credentials; None = nowhere."""
+    not_uploaded: Mapping[RunKey, str] = field(default_factory=dict[RunKey, str])
+    """Runs with a record that has not arrived there, and why."""
 
 
 def silent(event: Event) -> None:
@@ -127,12 +139,15 @@ class _Launch:
         self._findings: list[Finding] = []
         self._ran: list[RunKey] = []
         self._failed: list[RunKey] = []
+        url = options.artifacts or study.artifacts
+        self._uploads = None if url is None else Uploads(store, Remote(url))
         unknown = [seed for seed in options.seeds or () if seed not in study.seeds]
         if unknown:
             raise InputError(f"seed {unknown[0]} is not the study's", key="--seeds", mend=f"permitted: {study.seeds}")
 
     def go(self, resolved: Resolved | None) -> Outcome:
-        resolved = resolved or resolve(self.study, trust=self.options.trust)
+        parents = Parents(self.store, self.study.changes)
+        resolved = resolved or resolve(self.study, trust=self.options.trust, parents=parents)
         assert resolved.study is self.study
         stored = load_plan(self.store, self.study)
         found = audit(self.study, resolved.plan, stored)
@@ -140,30 +155,55 @@ class _Launch:
         for item in found:
             self._notice(item.finding)
         self.plan = register(self.study, self.store, resolved.plan)
+        self._check_ranks()
+        self.plan = note_place(self.store, self.study, self.plan, self._uploads)
         crew: Crew | None = None
         stopped = False
-        with _terminable():
+        missing: dict[RunKey, str] = {}
+        with terminable():
             try:
                 for work in self._work():
+                    if not self._parents_there(work, first=crew is None):
+                        break
                     if crew is None:
+                        if self._uploads is not None:
+                            self._uploads.check()
                         crew = self._crew()
                         self._preflight(crew, work.missing)
                         self._start()
                     self._emit(work)
                     crew.run([self._job(key) for key in work.missing])
                     self._emit(LookEnded(work.look, work.looks, self._judged().verdicts))
+                missing = await_arrival(self._uploads, self.study, self.plan, self._emit)
             except (Stopped, KeyboardInterrupt):
                 stopped = True
             finally:
                 if crew is not None:
                     crew.close()
-        return Outcome(self._judged(), tuple(self._ran), tuple(self._failed), stopped, tuple(self._findings))
+                if self._uploads is not None:
+                    self._uploads.abandon()
+        ran, failed, findings = tuple(self._ran), tuple(self._failed), tuple(self._findings)
+        url = None if self._uploads is None else self._uploads.url
+        return Outcome(self._judged(), ran, failed, stopped, findings, url, missing)
+
+    def _check_ranks(self) -> None:
+        """Raises InputError where an arm's updates do not divide by the ranks."""
+        for name, arm in self.plan.arms.items():
+            rows = int(arm.config["train"]["tokens_per_update"]) // int(arm.config["task"]["context"])
+            try:
+                rank_rows(rows, self.options.ranks)
+            except InputError as error:
+                raise InputError(f"arm {name}: {error.message}", key=error.key, mend=error.mend) from None
 
     def _emit(self, event: Event) -> None:
+        if isinstance(event, RunStarted) and self._uploads is not None:
+            self._uploads.begin(event.run.digest)
         if isinstance(event, RunEnded):
             self._ran.append(event.run)
             if event.status in ("failed", "refused"):
                 self._failed.append(event.run)
+            if self._uploads is not None:
+                self._uploads.end([event.run.digest])
         self._on_event(event)
 
     def _notice(self, finding: Finding) -> None:
@@ -178,9 +218,29 @@ class _Launch:
         for number, look in enumerate(looks, 1):
             arms = tuple(self.study.arms) if number == 1 else self._open_arms()
             seeds = [seed for seed in self.study.seeds[:look] if self._options_want(seed)]
-            missing = self._missing([RunKey(arm, seed, self.plan.run(arm, seed)) for seed in seeds for arm in arms])
+            wanted = [
+                (arm, seed)
+                for seed in seeds
+                for arm in self.study.arms
+                if arm in arms or (arm, seed) in self.options.also
+            ]
+            missing = self._missing([RunKey(arm, seed, self.plan.run(arm, seed)) for arm, seed in wanted])
             if missing:
                 yield LookStarted(number, len(looks), look, arms, missing)
+
+    def _parents_there(self, work: LookStarted, *, first: bool) -> bool:
+        """Whether every run that these start from is there. Raises InputError before anything has run."""
+        lacking = missing_parents(self.plan, work.missing, self.store)
+        if lacking is None:
+            return True
+        where = self.study.lines.where(tuple((lacking.key or "").split(".")))
+        if first:
+            raise InputError(lacking.message, file=where, mend=lacking.mend)
+        message = f"look {work.look} of {work.looks} waits: {lacking.message}"
+        self._notice(
+            Finding(rule="parent-missing", severity="warning", message=message, where=where, mend=lacking.mend)
+        )
+        return False
 
     def _options_want(self, seed: int) -> bool:
         return self.options.seeds is None or seed in self.options.seeds
@@ -210,6 +270,7 @@ class _Launch:
             data=arm.data,
             sources=self.plan.sources,
             label=label,
+            parent=None if arm.parent is None else arm.parent.run(key.seed),
         )
         message: dict[str, Any] = {
             **identity.dump(),
@@ -217,6 +278,8 @@ class _Launch:
             "store": str(self.store.root),
             "device": self.options.device,
             "threads": self.options.threads,
+            "ranks": self.options.ranks,
+            "parallel": self.options.parallel,
         }
         if preflight is not None:
             message["preflight_steps"] = preflight
@@ -233,7 +296,7 @@ class _Launch:
 
     def _crew(self) -> Crew:
         options = self.options
-        jobs = options.jobs or default_jobs(options.device)
+        jobs = options.jobs or default_jobs(options.device, options.ranks)
         return Crew(self.store, self._emit, jobs=jobs, threads=options.threads, command=options.worker)
 
     def _preflight(self, crew: Crew, missing: Sequence[RunKey]) -> None:
@@ -246,6 +309,7 @@ class _Launch:
         if all(answer.get("status") == "refused" for answer in answers.values()):
             raise InputError(str(next(iter(answers.values()))["error"]))
         trials: dict[str, dict[str, Any]] = {}
+        blind = sum("nothing-inside" in _rules(answer) for answer in answers.values())
         for arm, answer in answers.items():
             if answer["event"] != "done":
                 self._refused(arm, str(answer.get("error")))
@@ -253,9 +317,12 @@ class _Launch:
                 trials[arm] = answer["preflight"]
                 for item in answer["findings"]:
                     finding = Finding.model_validate(item)
+                    if finding.rule == "nothing-inside" and blind < len(self.study.arms):
+                        continue  # another arm can be looked into, which is what was asked for
                     self._notice(finding.model_copy(update={"message": f"preflight of {arm}: {finding.message}"}))
         self._same_so_far(trials)
-        peak = max((int(trial["peak_bytes"]) for trial in trials.values()), default=0)
+        # Measured at rank 0; the others need as much.
+        peak = self.options.ranks * max((int(trial["peak_bytes"]) for trial in trials.values()), default=0)
         crew.jobs = self._jobs_in_memory(crew.jobs, peak)
         self._check_disk(missing, trials)
         seconds = {arm: self._run_seconds(arm, trial) for arm, trial in trials.items()}
@@ -289,7 +356,8 @@ class _Launch:
     def _check_disk(self, missing: Sequence[RunKey], trials: dict[str, dict[str, Any]]) -> None:
         # While a new checkpoint is written, the two before it are still there; at the end one is left.
         largest = max((int(trial["checkpoint_bytes"]) for trial in trials.values()), default=0)
-        needed = largest * (len(missing) + 2 * (self.options.jobs or default_jobs(self.options.device)))
+        kept = sum(1 + len(self.plan.arms[key.arm].config["train"].get("keep", ())) for key in missing)
+        needed = largest * (kept + 2 * (self.options.jobs or default_jobs(self.options.device, self.options.ranks)))
         free = shutil.disk_usage(self.store.root).free
         if free < needed:
             raise InputError(
@@ -300,7 +368,9 @@ class _Launch:
 
     def _run_seconds(self, arm: str, trial: dict[str, Any]) -> float:
         config = self.plan.arms[arm].config
-        steps, every = int(config["train"]["steps"]), int(config["evaluation"]["every"])
+        start = config.get("init_from") or {}
+        done = int(start.get("step") or 0) if start.get("mode") == "resume" else 0
+        steps, every = int(config["train"]["steps"]) - done, int(config["evaluation"]["every"])
         evaluations = math.ceil(steps / every) + 1
         inside = config["evaluation"].get("inside")
         looking = 0.0 if inside is None else (math.ceil(steps / int(inside)) + 1) * float(trial["seconds_per_look"])
@@ -308,35 +378,5 @@ class _Launch:
         return steps * float(trial["seconds_per_step"]) + evaluating + looking
 
 
-def default_jobs(device: str) -> int:
-    """Runs at once: one per core on a CPU, one otherwise."""
-    if device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def free_memory() -> int:
-    """Bytes that new processes may take without swapping."""
-    if sys.platform == "linux":
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, while the block runs: batch systems send it before they kill."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _rules(answer: dict[str, Any]) -> set[str]:
+    return {item["rule"] for item in answer.get("findings", ())}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -26,6 +26,27 @@ from winnow.study.claims import Claim
 from winnow.study.spec import Study
 
 VERSION: Final = 1
+
+
+class PlannedParent(Config):
+    """The arm of another study from whose runs an arm's runs start: enough to name them."""
+
+    study: str
+    arm: str
+    seed: int | None = None
+    """The one run that is always meant; None = the one with the child's own seed."""
+    step: int
+    """Of the checkpoint."""
+    identity: dict[str, Any]
+    """As in `PlannedArm`."""
+    data: str
+    sources: dict[str, str] = Field(default_factory=dict)
+    runs: dict[str, str] = Field(default_factory=dict)
+    """Digest of the parent's run by the child's seed, for readers without Winnow and for `gc`."""
+
+    def run(self, seed: int) -> str:
+        """Digest of the run from which the run with this seed starts."""
+        return run_digest(self.identity, seed if self.seed is None else self.seed, self.data, self.sources)
 
 
 class PlannedArm(Config):
@@ -45,6 +66,8 @@ class PlannedArm(Config):
     """The task's deciding metrics and which way is better."""
     runs: dict[str, str] = Field(default_factory=dict)
     """Digest of the run of each seed, for readers without Winnow and for `gc`."""
+    parent: PlannedParent | None = None
+    """The runs that its runs start from; None: fresh initial values, or a file."""
 
     def run(self, seed: int, sources: Mapping[str, str]) -> str:
         """The run's scientific identity, its folder in the store."""
@@ -92,6 +115,8 @@ class Plan(Config):
     started: str | None = None
     """When the first run started; None = none has."""
     edits: tuple[Edit, ...] = ()
+    artifacts: str | None = None
+    """Where the last `run` was asked to upload to, without credentials; None = nowhere."""
 
     def run(self, arm: str, seed: int) -> str:
         """Digest of one run."""
@@ -110,7 +135,18 @@ def without_arms(study: Study) -> Plan:
 
 def load_plan(store: RunStore, study: Study) -> Plan | None:
     """The plan in the store, None where the study has not been resolved yet. Raises InputError if it is damaged."""
-    path = inside(store.root / "studies", f"{study.plan_name}.json", what="study id")
+    return read_plan(store, study.plan_name)
+
+
+def stored_plans(store: RunStore) -> tuple[str, ...]:
+    """Names of the plans in the store."""
+    found = sorted((store.root / "studies").glob("*.json"))
+    return tuple(path.stem for path in found if not path.name.startswith("."))
+
+
+def read_plan(store: RunStore, name: str) -> Plan | None:
+    """The plan of this name in the store, or None. Raises InputError if it is damaged."""
+    path = inside(store.root / "studies", f"{name}.json", what="study id")
     try:
         data = read_json(path)
     except FileNotFoundError:
@@ -130,11 +166,16 @@ def save_plan(store: RunStore, study: Study, plan: Plan) -> None:
     Raises InputError if the disk refuses.
     """
     file = None if plan.file is None else os.path.relpath(plan.file, store.root.resolve())
-    arms = {
-        name: arm.replace({"runs": {str(seed): arm.run(seed, plan.sources) for seed in study.seeds}})
-        for name, arm in plan.arms.items()
-    }
+    arms = {name: _with_runs(arm, study, plan) for name, arm in plan.arms.items()}
     write_json(store.plan_path(study.plan_name), plan.replace({"arms": arms, "file": file}).dump())
+
+
+def _with_runs(arm: PlannedArm, study: Study, plan: Plan) -> PlannedArm:
+    changes: dict[str, Any] = {"runs": {str(seed): arm.run(seed, plan.sources) for seed in study.seeds}}
+    if arm.parent is not None:
+        runs = {str(seed): arm.parent.run(seed) for seed in study.seeds}
+        changes["parent"] = arm.parent.replace({"runs": runs})
+    return arm.replace(changes)
 
 
 def plan_lock(store: RunStore, study: Study) -> FileLock:
@@ -164,13 +205,18 @@ def written_digest(study: Study, arm: str, sources: Mapping[str, str]) -> str:
     return digest([dict(study.base), dict(study.arms[arm]), dict(sources)])
 
 
-def stale_arms(study: Study, plan: Plan) -> tuple[str, ...]:
-    """Arms that were added or rewritten since the plan was made."""
+def stale_arms(study: Study, plan: Plan, changed: Callable[[PlannedParent], bool] = lambda _: False) -> tuple[str, ...]:
+    """Arms that were added or rewritten since the plan was made, or whose parents were.
+
+    changed: whether a parent means something else now (`Parents.changed`).
+    """
     sources = source_digests(study)
     return tuple(
         name
         for name in study.arms
-        if name not in plan.arms or plan.arms[name].written != written_digest(study, name, sources)
+        if name not in plan.arms
+        or plan.arms[name].written != written_digest(study, name, sources)
+        or ((parent := plan.arms[name].parent) is not None and changed(parent))
     )
 
 
@@ -246,7 +292,8 @@ def rewritten(study: Study, old: Plan, new: Plan, finished: Container[str], at: 
             what = f"arm {name} was rewritten: {', '.join(differing(before.identity, arm.identity)) or 'its data'}"
             claims = tuple(claim.id for claim in study.claims if name in claim.all_arms)
             edits.append(Edit(at=at, kind="arm", key=name, what=what, claims=claims))
-    return new.replace({"claims": old.claims, "design": old.design, "started": old.started, "edits": tuple(edits)})
+    kept = {"claims": old.claims, "design": old.design, "started": old.started, "artifacts": old.artifacts}
+    return new.replace({**kept, "edits": tuple(edits)})
 
 
 def changed_design(study: Study, plan: Plan) -> dict[str, tuple[str, str]]:

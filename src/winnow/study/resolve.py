@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from winnow.config import canonical_json, input_errors
 from winnow.errors import InputError, nearest
+from winnow.study.lineage import Lineage, located
 from winnow.study.locate import KeyPath
+from winnow.study.parents import Parents
 from winnow.study.plan import Plan, PlannedArm, source_digests, written_digest
 from winnow.study.spec import Study
 from winnow.tasks.base import Task
@@ -50,17 +52,20 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_value(item) if isinstance(item, Mapping) else item for item in cast(list[Any], value)]
     if isinstance(value, Mapping):
         return {key: _value(item) for key, item in cast(Mapping[str, Any], value).items()}
     return None if value == OFF else value
 
 
-def resolve(study: Study, *, trust: bool = False) -> Resolved:
+def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None) -> Resolved:
     """Every arm in full, and the plan that names its runs.
 
-    trust: permit the study's `use` files, which are programs. Raises InputError with the line of the arm or of the
-    base that is wrong.
+    trust: permit the study's `use` files, which are programs. parents: the studies from whose runs arms may start.
+    Raises InputError with the line of the arm or of the base that is wrong.
     """
+    parents = parents or Parents()
     sources = source_digests(study)
     if study.use:
         if not trust:
@@ -74,13 +79,14 @@ def resolve(study: Study, *, trust: bool = False) -> Resolved:
     configs: dict[str, RunConfig] = {}
     arms: dict[str, PlannedArm] = {}
     for name in study.arms:
-        config = _config(study, name)
+        config, lineage = _config(study, name, parents)
         key = canonical_json(config.task.dump())
         try:
             if key not in tasks:
                 tasks[key] = config.task.build()
             task = tasks[key]
-            facts = _facts(config, task)
+            lineage.check(config, task.digest, study.seeds)
+            facts = _facts(config, task, lineage)
         except InputError as error:
             raise _placed(study, name, error) from None
         configs[name] = config
@@ -91,17 +97,20 @@ def resolve(study: Study, *, trust: bool = False) -> Resolved:
             data=task.digest,
             facts=facts,
             metrics=dict(config.task.metrics),
+            parent=lineage.parent,
         )
     _check_metrics(study, configs)
     file = None if study.file is None else str(study.file.resolve())
     return Resolved(study, configs, Plan(id=study.id, file=file, sources=sources, arms=arms))
 
 
-def _config(study: Study, arm: str) -> RunConfig:
-    table = merge(study.base, study.arms[arm])
+def _config(study: Study, arm: str, parents: Parents) -> tuple[RunConfig, Lineage]:
     try:
-        config = RunConfig.model_validate(table)
-        return config.replace({"task": config.task.located(study.folder)})
+        lineage = located(study, merge(study.base, study.arms[arm]), parents)
+        config = RunConfig.model_validate(lineage.table)
+        return config.replace({"task": config.task.located(study.folder)}), lineage
+    except InputError as error:
+        raise _placed(study, arm, error) from None
     except ValidationError as error:
         raise _placed(study, arm, input_errors(error)[0]) from None
 
@@ -118,16 +127,18 @@ def _placed(study: Study, arm: str, error: InputError) -> InputError:
     return study.lines.error(message, place, error.mend)
 
 
-def _facts(config: RunConfig, task: Task) -> dict[str, float | int | str]:
+def _facts(config: RunConfig, task: Task, lineage: Lineage) -> dict[str, float | int | str]:
     with torch.device("meta"):  # sizes only: no memory is taken, nothing is drawn
-        model = config.model.build(task.vocab_size, config.task.context)
-    tokens = config.train.steps * config.train.tokens_per_update
+        model = config.grown.build(task.vocab_size, config.task.context)
+    tokens = (config.train.steps - config.first_step) * config.train.tokens_per_update
+    before = {} if lineage.tokens_before is None else {"tokens_before": lineage.tokens_before}
     return {
         **task.facts(),
         **model.facts(config.task.context),
         "vocab_size": task.vocab_size,
         "val_digest": held_out(task, config.evaluation).digest,
         "tokens": tokens,
+        **before,
     }
 
 

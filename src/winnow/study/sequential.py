@@ -182,10 +182,13 @@ class Sequencer:
         a, b = window[pair[0]].values(), window[pair[1]].values()
         return Divergences(sum(x is None for x in a), len(a), sum(y is None for y in b), len(b))
 
-    def identical(self, claim: Claim) -> Pair | None:
-        """A pair of the claim whose runs ended bit-identical on two or more common seeds, on all of them."""
+    def identical(self, claim: Claim, twins: Collection[Pair]) -> Pair | None:
+        """A pair of the claim whose runs ended bit-identical on two or more common seeds, on all of them; none of
+        `twins`, which are meant to."""
         outcomes = self.observations.outcomes
         for a, b in claim.pairs:
+            if (a, b) in twins or (b, a) in twins:
+                continue
             seeds = self.observations.common((a, b))
             if len(seeds) >= 2 and all(
                 outcomes[a][seed] is not None and outcomes[a][seed] == outcomes[b][seed] for seed in seeds

@@ -19,11 +19,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from winnow.config import Config, digest, input_errors
 from winnow.errors import InputError, nearest
 from winnow.records.files import safe_name
+from winnow.records.remote import Remote
 from winnow.study.claims import Claim, parse_claim
 from winnow.study.locate import KeyLines, KeyPath, load_toml
 from winnow.study.verdict import DecisionRule
 
-SECTIONS: Final = ("task", "model", "train", "evaluation")
+SECTIONS: Final = ("task", "model", "train", "evaluation", "init_from", "graft")
 """What `base` and an arm may set: the parts of a run's configuration."""
 
 DEFAULT_LOOKS: Final = (3, 5, 8)
@@ -54,6 +55,7 @@ class _Table(Config):
     control: str = "control"
     use: tuple[str, ...] = ()
     runs: Literal["winnow", "recorded"] = "winnow"
+    artifacts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Study:
     """Python files that define further mechanisms; relative to the study file."""
     runs: Literal["winnow", "recorded"]
     """Where the runs come from: made here, or recorded elsewhere with `winnow.record`."""
+    artifacts: str | None = None
+    """URL of the place that every run is uploaded to; None = nowhere. Neither identity nor part of the design."""
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings given on the command line instead of in the file."""
     file: Path | None = None
@@ -154,6 +158,7 @@ def parse_study(
         control=table.control,
         use=table.use,
         runs=table.runs,
+        artifacts=_artifacts(table, lines),
         changes=changes,
         file=None if file is None else Path(file),
         lines=lines,
@@ -250,8 +255,24 @@ def _check_arms(table: _Table, lines: KeyLines) -> None:
         for section, value in settings.items():
             if section not in SECTIONS:
                 raise lines.error(f"unknown key {section!r}", (*path, section), nearest(section, SECTIONS))
+            if section == "graft":
+                if not isinstance(value, list):
+                    mend = 'say graft = [{ kind = "add-heads" }], or [] for none'
+                    raise lines.error(f"{value!r} should be a list of tables", (*path, section), mend)
+                continue
+            if section == "init_from" and value == "off":
+                continue
             if not isinstance(value, dict):
                 raise lines.error(f"{value!r} should be a table", (*path, section), f"say {section}.key = value")
+
+
+def _artifacts(table: _Table, lines: KeyLines) -> str | None:
+    if table.artifacts is not None:
+        try:
+            Remote(table.artifacts)
+        except InputError as error:
+            raise lines.error(error.message, ("artifacts",), error.mend) from None
+    return table.artifacts
 
 
 def _claims(table: _Table, lines: KeyLines) -> tuple[Claim, ...]:

@@ -87,18 +87,20 @@ def judge_claims(
     prior: Prior | Mapping[str, Prior] | None = None,
     invalid: Mapping[str, str] | None = None,
     budget: str | Mapping[str, str] = "",
+    twins: Collection[Pair] = (),
 ) -> tuple[Verdict, ...]:
     """A verdict for each claim, in order.
 
     observations: one metric's, or by metric. looks: declared seeds per arm at each look, rising; None: one look at
     everything there is. prior: the noise ledger's word, from other arms than these (by metric, or for all); used by
     unpaired designs. invalid: reasons by claim id or arm; such claims get no verdict and such arms lend no noise.
-    budget: printed with each verdict; by claim id where claims have different ones.
+    budget: printed with each verdict; by claim id where claims have different ones. twins: pairs of arms that are meant
+    to be identical, so that equal values at every seed are a result and no defect.
 
     Raises InputError for looks that do not rise and for metrics without observations.
     """
     rule = rule or DecisionRule()
-    court = _Court(tuple(claims), observations, rule, looks, prior, invalid or {})
+    court = _Court(tuple(claims), observations, rule, looks, prior, invalid or {}, twins)
     budgets = dict.fromkeys((claim.id for claim in court.claims), budget) if isinstance(budget, str) else budget
     return tuple(_verdict(claim, court, budgets.get(claim.id, "")) for claim in court.claims)
 
@@ -114,6 +116,7 @@ class _Court:
         looks: tuple[int, ...] | None,
         prior: Prior | Mapping[str, Prior] | None,
         invalid: Mapping[str, str],
+        twins: Collection[Pair],
     ) -> None:
         self.claims, self.rule = claims, rule
         self.looks = _checked_looks(looks, rule)
@@ -134,7 +137,7 @@ class _Court:
         for claim in claims:
             if claim.metric not in self.sequencers:
                 raise InputError(f"there are no values of {claim.metric!r}", key=f"claims.{claim.id}")
-            reason = _why_invalid(claim, self.sequencers[claim.metric], invalid)
+            reason = _why_invalid(claim, self.sequencers[claim.metric], invalid, twins)
             if reason is not None:
                 self.invalid[claim.id] = reason
         self.decisions = self._decide()
@@ -176,11 +179,13 @@ def _checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[i
     return looks[-1:] if rule.correction == "screen" else looks
 
 
-def _why_invalid(claim: Claim, sequencer: Sequencer, invalid: Mapping[str, str]) -> str | None:
+def _why_invalid(
+    claim: Claim, sequencer: Sequencer, invalid: Mapping[str, str], twins: Collection[Pair]
+) -> str | None:
     for name in (claim.id, *claim.all_arms):
         if name in invalid:
             return invalid[name]
-    pair = sequencer.identical(claim)
+    pair = sequencer.identical(claim, twins)
     if pair is None:
         return None
     return f"{pair[0]} and {pair[1]} gave identical values at every seed: what differs between them had no effect"

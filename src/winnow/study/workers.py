@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Final, cast
 
 from winnow.records.provenance import COMMAND_VARIABLE, command_line, redact
@@ -123,3 +125,20 @@ class Worker:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self._errors.append(line.decode(errors="replace").rstrip())
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, while the block runs: batch systems send it before they kill."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@
 
 A checkpoint is a new folder: its files are written and synced under a temporary name, the folder is renamed, `COMPLETE`
 follows, and only then does `latest` move and do older ones go. No step is overwritten. The loader checks every byte,
-takes the newest checkpoint that is whole and says which it passed over.
+takes the newest checkpoint that is whole and says which it passed over. The steps in `train.keep` stay for good.
 
 There is no state of random generators to save: every draw is a function of (seed, stream, step, index).
 """
@@ -19,10 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from winnow.records.checkpoints import (
+    COMPLETE,
+    MANIFEST,
+    VERSION,
+    DamagedError,
+    read_file,
+    read_manifest,
+    step_folder,
+    step_folders,
+    step_of,
+)
 from winnow.records.files import make_folder, sync_file, sync_folder, write_all, write_atomic, writing
 
 WEIGHTS, MOMENTS, PROGRESS = "weights.safetensors", "moments.safetensors", "progress.json"
-MANIFEST, COMPLETE, LATEST = "manifest.json", "COMPLETE", "latest"
-VERSION = 1
-_STEP = re.compile(r"step-(\d{8,})")
+LATEST = "latest"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ class Snapshot:
     moments: Mapping[str, Tensor]
     progress: Mapping[str, Any]
 
+    def outline(self) -> Snapshot:
+        """The same with the shapes of its tensors alone."""
+        weights, moments = (
+            {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+            for tensors in (self.weights, self.moments)
+        )
+        return replace(self, weights=weights, moments=moments)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -61,14 +77,15 @@ class Found:
     skipped: tuple[str, ...]
 
 
-def save(folder: Path, digest: str, snapshot: Snapshot, *, keep: int = 2) -> str:
-    """Write a checkpoint, then remove all but the newest `keep`; returns the SHA-256 of its weights file.
+def save(folder: Path, digest: str, snapshot: Snapshot, *, keep: int = 2, spare: Collection[int] = ()) -> str:
+    """Write a checkpoint, then remove all but the newest `keep` and those of the steps in `spare`; returns the SHA-256
+    of its weights file.
 
     folder: the run's `checkpoints`; digest: the run's. The caller holds the run's lock. Raises InputError (no space,
     no permission) with every earlier checkpoint as it was.
     """
     make_folder(folder)
-    name = f"step-{snapshot.step:08d}"
+    name = step_folder(snapshot.step)
     draft = folder / f".tmp-{name}"
     with writing(folder / name):
         try:
@@ -79,7 +96,7 @@ def save(folder: Path, digest: str, snapshot: Snapshot, *, keep: int = 2) -> str
             shutil.rmtree(draft, ignore_errors=True)
             raise
         write_atomic(folder / LATEST, name)
-        purge(folder, keep)
+        purge(folder, keep, spare)
     return weights
 
 
@@ -111,12 +128,14 @@ def _write(folder: Path, draft: Path, name: str, digest: str, snapshot: Snapshot
     return files[WEIGHTS]["sha256"]
 
 
-def purge(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and every draft. The caller holds the run's lock."""
+def purge(folder: Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep` complete checkpoints and those of the steps in `spare`, and every draft. The
+    caller holds the run's lock."""
     assert keep >= 1
-    complete = [path for path in _steps(folder) if (path / COMPLETE).is_file()]
+    complete = [path for path in step_folders(folder) if (path / COMPLETE).is_file()]
+    kept = [*complete[:keep], *(path for path in complete[keep:] if step_of(path.name) in spare)]
     for path in sorted(folder.iterdir()):
-        if path.name == LATEST or path in complete[:keep] or path.is_symlink():
+        if path.name == LATEST or path in kept or path.is_symlink():
             continue
         if path.is_dir():
             # COMPLETE goes first: a removal that is cut short leaves a folder that the loader refuses.
@@ -132,7 +151,7 @@ def load_newest(folder: Path, digest: str, *, accept: Callable[[Snapshot], str |
     accept: says what else is wrong with a snapshot (a journal that is too short), or None.
     """
     skipped: list[str] = []
-    for path in _steps(folder):
+    for path in step_folders(folder):
         try:
             snapshot = read(path, digest)
         except DamagedError as damage:
@@ -145,35 +164,15 @@ def load_newest(folder: Path, digest: str, *, accept: Callable[[Snapshot], str |
     return Found(None, tuple(skipped))
 
 
-class DamagedError(ValueError):
-    """A checkpoint is not what was written, or not of this run."""
-
-
 def read(path: Path, digest: str) -> Snapshot:
     """The checkpoint in folder `path`. Raises `DamagedError` naming the first file that is wrong."""
-    if not (path / COMPLETE).is_file():
-        raise DamagedError("not complete (the program ended while it was written)")
-    manifest_data = _bytes(path, MANIFEST)
-    if hashlib.sha256(manifest_data).hexdigest().encode() != _bytes(path, COMPLETE):
-        raise DamagedError(f"{MANIFEST} is damaged")
-    manifest = json.loads(manifest_data)
-    if manifest["version"] != VERSION:
-        raise DamagedError(f"version {manifest['version']} is not known")
-    if manifest["digest"] != digest:
-        raise DamagedError(f"belongs to run {manifest['digest']}, not to {digest}")
-    if path.name != f"step-{manifest['step']:08d}":
-        raise DamagedError(f"holds step {manifest['step']}")
-    contents: dict[str, bytes] = {}
-    for file, facts in manifest["files"].items():
-        data = _bytes(path, file)
-        if len(data) != facts["size"]:
-            raise DamagedError(f"{file} has {len(data)} bytes, not {facts['size']}")
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise DamagedError(f"{file} is damaged: its SHA-256 is not the manifest's")
-        contents[file] = data
+    manifest = read_manifest(path)
+    if manifest.digest != digest:
+        raise DamagedError(f"belongs to run {manifest.digest}, not to {digest}")
+    contents = {file: read_file(path, manifest, file) for file in manifest.files}
     progress = json.loads(contents[PROGRESS])
     return Snapshot(
-        step=manifest["step"],
+        step=manifest.step,
         journal=progress.pop("journal"),
         weights=safetensors.torch.load(contents[WEIGHTS]),
         moments=safetensors.torch.load(contents[MOMENTS]),
@@ -192,21 +191,6 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, allow_nan=False).encode()
-
-
-def _bytes(path: Path, file: str) -> bytes:
-    try:
-        return (path / file).read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{file} cannot be read ({error.strerror})") from error
-
-
-def _steps(folder: Path) -> list[Path]:
-    """Folders of checkpoints, newest first."""
-    if not folder.is_dir():
-        return []
-    named = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(named, reverse=True) if path.is_dir()]
 
 
 def _free_name(folder: Path, stem: str) -> Path:

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
 
 from winnow.config import Config
 from winnow.errors import InputError
 from winnow.models.base import ModelConfig
+from winnow.models.grafts import GraftConfig, grow
 from winnow.tasks.base import TaskConfig
 
 
@@ -55,15 +64,20 @@ class TrainConfig(Config):
     more arithmetic, the same numbers. False: off."""
     checkpoint_every: PositiveInt | None = None
     """Updates between checkpoints; None = about once a minute. The last update always has one."""
+    keep: tuple[PositiveInt, ...] = ()
+    """Steps whose checkpoint is made and kept for good, so that other runs can start from it; (): the last one only."""
 
     legacy: ClassVar[Mapping[str, Any]] = {"recompute": False}
-    outside_identity: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+    outside_identity: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "keep"})
 
     @model_validator(mode="after")
-    def _rates_in_range(self) -> Self:
+    def _in_range(self) -> Self:
         for beta in self.betas:
             if not 0.0 <= beta < 1.0:
                 raise InputError(f"betas are {list(self.betas)}", mend="each must be at least 0 and less than 1")
+        late = [step for step in self.keep if step > self.steps]
+        if late:
+            raise InputError(f"step {late[0]} is never reached", key="keep", mend=f"the run ends at step {self.steps}")
         return self
 
 
@@ -84,21 +98,93 @@ class EvaluationConfig(Config):
     legacy: ClassVar[Mapping[str, Any]] = {"inside": None}
 
 
+class InitFromConfig(Config):
+    """What a run starts from instead of fresh initial values: another run's checkpoint, or a file of weights."""
+
+    run: str | None = None
+    """`study/arm`: that arm's run with this run's own seed; `study/arm/SEED`: always that one. None: see `path`."""
+    path: str | None = None
+    """A file or folder of weights, relative to the study, or `hf://owner/repo/path`. None: see `run`."""
+    mode: Literal["resume", "restart"] = "restart"
+    """resume: go on as the parent would have (weights, optimizer, step, schedule, data position).
+    restart: its weights and data position, with a fresh optimizer and schedule from step 0."""
+    step: PositiveInt | None = None
+    """The parent's checkpoint after so many updates; None = its last (filled in when the study is resolved)."""
+    moments: bool = False
+    """Restart only: carry the optimizer's moments of every parameter that both have. False: fresh moments."""
+    identity: str | None = None
+    """Filled in when the study is resolved: digest of what the parent is. None = not resolved yet."""
+
+    outside_identity: ClassVar[frozenset[str]] = frozenset({"run", "path"})
+
+    @model_validator(mode="after")
+    def _one_parent(self) -> Self:
+        if (self.run is None) == (self.path is None):
+            raise InputError(
+                f"{'no parent is' if self.run is None else 'run and path are both'} given",
+                mend='write run = "study/arm" or path = "file"',
+            )
+        if self.run is not None:
+            parent_name(self.run)
+        if self.moments and self.mode == "resume":
+            raise InputError("a resumed run always has its moments", key="moments", mend="leave it out")
+        return self
+
+
+def parent_name(run: str) -> tuple[str, str, int | None]:
+    """(study, arm, fixed seed) of `init_from.run`. Raises InputError where it is not written as it must be."""
+    study, _, rest = run.partition("/")
+    arm, slash, seed = rest.partition("/")
+    if not study or not arm or (slash and not (seed.isascii() and seed.isdigit())):
+        raise InputError(f"{run!r} names no run", key="run", mend='write "study/arm" or "study/arm/SEED"')
+    return study, arm, int(seed) if slash else None
+
+
 class RunConfig(Config):
     """One run, fully resolved: the scientific identity is this, the seed, the data and the `use` files."""
 
     task: TaskConfig
     model: ModelConfig
+    """The model before the grafts: the parent's own where there is one."""
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    init_from: InitFromConfig | None = None
+    """What the run starts from; None = fresh initial values."""
+    graft: tuple[GraftConfig, ...] = ()
+    """Changes of the starting model, fresh or loaded, in this order, before the first update. (): none."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"init_from": None, "graft": ()}
+    _grown: ModelConfig = PrivateAttr()
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _follows(self) -> Self:
         micro_batch, accumulation = split_update(self.train, self.task.context)
         changes = {"micro_batch": micro_batch, "accumulation": accumulation}
         # The one place where a frozen config is completed: nobody has seen this instance yet.
         object.__setattr__(self, "train", self.train.replace(changes))
+        try:
+            self._grown = grow(self.model, self.graft)
+        except InputError as error:
+            key = f"graft.{error.key}" if error.key else "graft"
+            raise InputError(error.message, key=key, mend=error.mend) from error
+        if self.first_step >= self.train.steps:
+            raise InputError(
+                f"the parent's step {self.first_step} is where this run ends",
+                key="train.steps",
+                mend=f"ask for more than {self.first_step}: a resumed run counts the parent's steps too",
+            )
         return self
+
+    @property
+    def grown(self) -> ModelConfig:
+        """The model that runs: `model` after the grafts."""
+        return self._grown
+
+    @property
+    def first_step(self) -> int:
+        """Updates that count as done when the run starts: the parent's where it is resumed."""
+        start = self.init_from
+        return start.step or 0 if start is not None and start.mode == "resume" else 0
 
     @property
     def rows(self) -> int:
@@ -146,6 +232,32 @@ def split_update(train: TrainConfig, context: int) -> tuple[int, int]:
             mend=f"use {passes}, or leave it out",
         )
     return micro_batch, passes
+
+
+def split_ranks(config: RunConfig, ranks: int) -> tuple[int, int]:
+    """(rows of a pass, passes) of each rank in an update.
+
+    A pass has at most `micro_batch` rows, the most that divides a rank's rows evenly; one rank has exactly the config's
+    micro batch and accumulation. Raises InputError unless rows = rows of a pass x passes x ranks has a solution, or
+    where the config cannot be trained on several ranks.
+    """
+    micro_batch, accumulation = split_update(config.train, config.task.context)
+    share = rank_rows(micro_batch * accumulation, ranks)
+    if ranks > 1 and config.train.compile:
+        raise InputError("several ranks do not run compiled models", key="train.compile", mend="drop it, or --ranks")
+    size = max(rows for rows in range(1, min(micro_batch, share) + 1) if share % rows == 0)
+    return size, share // size
+
+
+def rank_rows(rows: int, ranks: int) -> int:
+    """Rows of each rank in an update of `rows`. Raises InputError where they do not divide."""
+    if rows % ranks:
+        raise InputError(
+            f"{rows} sequences an update do not divide by {ranks} ranks",
+            key="--ranks",
+            mend=f"permitted: {_divisors(rows)}",
+        )
+    return rows // ranks
 
 
 def _divisors(number: int) -> str:

@@ -51,6 +51,19 @@ def find_device(name: str) -> torch.device:
     return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
+def rank_device(name: str, rank: int, ranks: int) -> torch.device:
+    """The device of one of several ranks: all share a CPU, each has a GPU of its own. Raises InputError where there are
+    too few, or `name` is one GPU."""
+    device = find_device(name)
+    if ranks == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise InputError(f"{ranks} ranks do not share {name}", key="--device", mend="use cuda, or cpu")
+    if (here := torch.cuda.device_count()) < ranks:
+        raise InputError(f"{ranks} ranks need a GPU each, here are {here}", key="--ranks", mend=f"at most {here}")
+    return torch.device("cuda", rank)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context of a forward pass. Raises InputError where bf16 is asked for and the device has none."""
     if precision == "fp32":
@@ -62,9 +75,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def exactness(train: TrainConfig, device: torch.device, threads: int) -> tuple[bool, tuple[str, ...]]:
-    """Whether two runs on one machine are expected to be bit-identical, and what stands against it."""
+def exactness(
+    train: TrainConfig, device: torch.device, threads: int, ranks: str = "1 rank"
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether two runs on one machine are expected to be bit-identical, and what stands against it.
+
+    ranks: as `Group.named` says them.
+    """
     notes: list[str] = []
+    if ranks != "1 rank":
+        notes.append(f"{ranks}: not bit-exact unless verified")
     if train.compile:
         notes.append("compiled: not bit-exact")
     if device.type != "cpu":

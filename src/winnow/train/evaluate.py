@@ -7,15 +7,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 
 from winnow.attention import Attention
 from winnow.models.base import Model
-from winnow.tasks.base import Task, Validation
+from winnow.tasks.base import Batch, Task, Validation
 from winnow.train.config import EvaluationConfig
 from winnow.train.device import autocast
+from winnow.train.group import ALONE, Group
 from winnow.train.losses import losses, target_weight
 
 BATCH_TOKENS = 8192
@@ -30,22 +32,36 @@ def held_out(task: Task, evaluation: EvaluationConfig) -> Validation:
 
 
 @torch.no_grad()
-def evaluate(model: Model, validation: Validation, device: torch.device, precision: str) -> dict[str, float]:
+def evaluate(
+    model: Model, validation: Validation, device: torch.device, precision: str, group: Group = ALONE
+) -> dict[str, float]:
     """`val/ce` (nats per token), `val/ppl` = exp(val/ce) and, where bytes are known, `val/bpb` (bits per byte).
 
     All are of the cross entropy alone, whatever else the training loss holds; mechanisms compute no penalty here.
+    Ranks take the batches in turn.
     """
     total, count = 0.0, 0.0
-    with _evaluating(model):
-        for batch in validation.batches(_batch_rows(validation)):
-            total += float(losses(model, model, batch, device, precision).ce)
-            count += target_weight([batch])
-    ce = total / count
+    with evaluating(model):
+        for batch, mine in _in_turn(validation.batches(_batch_rows(validation)), group):
+            ce = float(losses(model, model, batch, device, precision).ce)
+            if mine:
+                total += ce
+                count += target_weight([batch])
+    total = group.total(total)
+    ce = total / group.total(count)
     found = {"val/ce": ce, "val/ppl": math.exp(ce) if ce < 700 else math.inf}
     bits = validation.bits_per_byte(total)
     if bits is not None:
         found["val/bpb"] = bits
     return found
+
+
+def _in_turn(batches: Iterator[Batch], group: Group) -> Iterator[tuple[Batch, bool]]:
+    """This rank's batches, and whether they are its own: where they do not go round, a rank computes another's once
+    more, because a sharded model computes on all ranks or on none."""
+    while turn := list(islice(batches, group.size)):
+        mine = group.rank < len(turn)
+        yield turn[group.rank if mine else 0], mine
 
 
 @torch.no_grad()
@@ -61,7 +77,7 @@ def look_inside(model: Model, validation: Validation, device: torch.device, prec
     found: dict[str, float] = {}
     handles = [mixer.register_forward_pre_hook(_measuring(place, found)) for place, mixer in _places(model).items()]
     try:
-        with _evaluating(model), autocast(device, precision):
+        with evaluating(model), autocast(device, precision):
             model(tokens.to(device))
     finally:
         for handle in handles:
@@ -87,7 +103,8 @@ def _places(model: Model) -> dict[str, Attention]:
 
 
 @contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
+    """The model in evaluation mode; training again afterwards."""
     model.eval()
     try:
         yield

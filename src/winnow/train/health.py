@@ -1,18 +1,37 @@
 """What a run really did, against what was written: the rules of the health watch.
 
-| rule            | fires when                                                              | severity |
-|-----------------|-------------------------------------------------------------------------|----------|
-| dead-parameter  | a parameter, or a slice such as one head, never moved or never had a gradient | invalid |
-| frozen-parameter | a parameter has learning-rate multiplier 0; invalid where it moved all the same | notice |
-| non-finite      | a loss or gradient is NaN or infinite; the run becomes `diverged`       | warning  |
-| loss-divergence | the smoothed loss is far above its start; the run becomes `diverged`    | warning  |
-| first-loss      | step-0 loss is below ln(vocab) (invalid) or far above it (warning)      | both     |
-| warmup-only     | warm-up lasts as long as the run, so the peak rate is never held        | warning  |
-| steps-missing   | the optimizer did not do as many updates as were asked for              | invalid  |
-| unread-option   | an option that was set was never read while the run was built and run   | warning  |
-| nothing-inside  | `evaluation.inside` is set and no mechanism measures anything of itself | notice   |
-| slow-kernel     | selective attention ran on another backend than the device's fastest    | notice   |
-| no-effect       | arms are bit-identical although their configs differ (study level)      | invalid  |
+| rule | fires when | severity | found in |
+|---|---|---|---|
+| not-its-definition | a mechanism's output, mask or penalty is not its plain loops' | invalid | mechanism_checks |
+| negative-mask | a mask is below 0 where its definition is not | invalid | mechanism_checks |
+| future-touched | a mask or a token acts on what comes before it | invalid | mechanism_checks |
+| unselective | every mask is 0; a notice at the start | invalid | mechanism_checks |
+| no-definition | a mechanism has no oracle | notice | mechanism_checks |
+| initial-values | a fresh parameter is not what the table declares | invalid | start_checks |
+| lr-not-applied | a group moved at another rate than schedule times multiplier | invalid | step_checks |
+| not-cross-entropy | a reported cross entropy or perplexity is something else | invalid | step_checks |
+| dead-parameter | a parameter, or a slice such as one head, never moved or had a gradient | invalid | slices |
+| frozen-parameter | its multiplier is 0; invalid where it moved all the same | notice | slices |
+| slice-barely-moves | a slice moved far less than others of its role | notice | slices |
+| non-finite | a loss or gradient is NaN or infinite; the run becomes `diverged` | warning | here |
+| loss-divergence | the smoothed loss is far above its start; the run becomes `diverged` | warning | here |
+| first-loss | step-0 loss is below ln(vocab) (invalid) or far above it (warning) | both | here |
+| start-exploded | the starting weights are far worse than the parent's | warning | here |
+| dead-by-construction | a graft starts slices that no gradient can reach | warning | here |
+| warmup-only | warm-up lasts as long as the run, so the peak rate is never held | warning | here |
+| steps-missing | the optimizer did not do as many updates as were asked for | invalid | here |
+| unread-option | an option that was set was never read while the run was built and run | warning | here |
+| nothing-inside | `evaluation.inside` is set and no mechanism measures anything of itself | notice | here |
+| slow-kernel | selective attention ran on another backend than the device's fastest | notice | here |
+| no-effect | arms are bit-identical although their configs differ (study level) | invalid | here |
+| initial-spread | arms start a tensor differently and no setting says so (study level) | invalid | here |
+| data-restarted | a run with a parent reads its data from the front | notice | start |
+| weights-converted | the parent's weights were converted, or something about them assumed | notice | start |
+| checkpoint-refused | a damaged checkpoint was passed over | notice | trainer |
+| continued-elsewhere | the run went on in another environment | warning | trainer |
+| denormals | a thread does not flush denormals | notice | trainer |
+
+What each means to whom it stops: docs/health.md.
 
 A diverged run is an outcome, so its findings do not make a verdict invalid. An unread option becomes invalid where it
 is what an arm is about (`unread_by_arm`).
@@ -24,107 +43,24 @@ compared without it; tensors come in and only their methods are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from winnow.config import Config
-from winnow.records.run import Finding, RunRecord
+from winnow.records.run import Finding, RunRecord, Spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from winnow.parameters import ParameterSpec
     from winnow.train.config import EvaluationConfig, TrainConfig
 
 FIRST_LOSS_NATS = 0.5
 """How far step-0 cross entropy may be from ln(vocab). GPT-2's initial values give +0.15 at width 768."""
 DIVERGENCE_FACTOR = 2.0
 """A smoothed loss above this many times the larger of the first loss and ln(vocab) has diverged."""
-OUTSIDE_IDENTITY = frozenset({"task.source", "train.checkpoint_every"})
+OUTSIDE_IDENTITY = frozenset({"task.source", "train.checkpoint_every", "train.keep", "init_from.run", "init_from.path"})
 """Settings that change no result, so that a difference in them explains nothing."""
-
-
-class GradientWatch:
-    """Which parameters, slice by slice, have had a gradient. Costs nothing once all have."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], table: Mapping[str, ParameterSpec]) -> None:
-        self._parameters, self._table = parameters, table
-        self._unseen = {name: {part for part, _ in _parts(table[name], parameters[name])} for name in table}
-
-    def look(self) -> None:
-        """Note what has a gradient now; call it between the backward pass and the update."""
-        for name in [name for name, parts in self._unseen.items() if parts]:
-            gradient = self._parameters[name].grad
-            if gradient is None:
-                continue
-            for part, view in _parts(self._table[name], gradient):
-                if part in self._unseen[name] and bool(view.any()):
-                    self._unseen[name].discard(part)
-
-    @property
-    def unseen(self) -> dict[str, list[str]]:
-        """Names of the slices without a gradient so far, by parameter ("" = the whole of it); plain JSON data."""
-        return {name: sorted(parts) for name, parts in self._unseen.items() if parts}
-
-    def restore(self, unseen: Mapping[str, Iterable[str]]) -> None:
-        """Continue from an earlier `unseen`."""
-        self._unseen = {name: set(unseen.get(name, ())) for name in self._table}
-
-
-def dead_parameters(
-    final: Mapping[str, Tensor],
-    initial: Mapping[str, Tensor],
-    table: Mapping[str, ParameterSpec],
-    unseen: Mapping[str, Iterable[str]],
-) -> list[Finding]:
-    """Parameters that never moved (their values are bit for bit the initial ones) or never had a gradient.
-
-    One whose learning-rate multiplier is 0 should not move: that is stated, and it is a defect where it did.
-    """
-    found: list[Finding] = []
-    frozen: dict[bool, list[str]] = {False: [], True: []}
-    for name, spec in table.items():
-        without = set(unseen.get(name, ()))
-        starts = dict(_parts(spec, initial[name]))
-        still = {part for part, view in _parts(spec, final[name]) if view.equal(starts[part])}
-        if spec.lr_multiplier == 0:
-            frozen[still != set(starts)].append(name)
-            still = set[str]()
-        for dead, what in ((still, "never moved"), (without - still, "never had a gradient")):
-            if not dead:
-                continue
-            where = name if dead == set(starts) else f"{name}[{', '.join(sorted(dead))}]"
-            found.append(
-                Finding(
-                    rule="dead-parameter",
-                    severity="invalid",
-                    message=f"{where} {what}{' and never had a gradient' if dead & still & without else ''}",
-                    where=name,
-                    mend="connect it, start it from other values, or take it out of the model",
-                )
-            )
-    return [*found, *_frozen(frozen[False], moved=False), *_frozen(frozen[True], moved=True)]
-
-
-def _frozen(names: list[str], *, moved: bool) -> list[Finding]:
-    if not names:
-        return []
-    what = "moved all the same" if moved else "kept the initial values"
-    return [
-        Finding(
-            rule="frozen-parameter",
-            severity="invalid" if moved else "notice",
-            message=f"learning-rate multiplier 0: {', '.join(names)} {what}",
-            where=names[0],
-        )
-    ]
-
-
-def _parts(spec: ParameterSpec, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if not spec.slices:
-        yield "", tensor
-    for part in spec.slices:
-        yield part.name, part.view(tensor)
 
 
 def non_finite(step: int, model: nn.Module, forward: Callable[[], object]) -> Finding:
@@ -135,14 +71,23 @@ def non_finite(step: int, model: nn.Module, forward: Callable[[], object]) -> Fi
     computed, then gradients.
     """
     place = next((f"parameter {name}" for name, p in model.named_parameters() if _bad(p)), None)
-    place = place or _first_bad_output(model, forward)
-    place = place or next((f"gradient of {name}" for name, p in model.named_parameters() if _bad(p.grad)), None)
+    # Looked for all the same: ranks that hold parts of it look together, and not all may have found an output.
+    gradient = next((f"gradient of {name}" for name, p in model.named_parameters() if _bad(p.grad)), None)
+    place = place or _first_bad_output(model, forward) or gradient
     return Finding(
         rule="non-finite",
         severity="warning",
         message=f"step {step}: {place or 'the loss'} is the first tensor with NaN or infinite values",
         where=place or "loss",
         mend="lower train.lr, set train.clip, or look at this module",
+    )
+
+
+def place_order(finding: Finding) -> int:
+    """Which of several ranks' answers to `non_finite` comes first in the order of computation."""
+    where = finding.where or "loss"
+    return (
+        0 if where.startswith("parameter ") else 2 if where.startswith("gradient of ") else 3 if where == "loss" else 1
     )
 
 
@@ -211,6 +156,30 @@ def first_loss(cross_entropy: float, vocab_size: int) -> Finding | None:
         where="step 0",
         mend="look for targets that reach the inputs" if below else "look at the initial values and the readout",
     )
+
+
+def start_exploded(cross_entropy: float, parent: float | None) -> Finding | None:
+    """Whether a run's starting weights lost what its parent's had learnt. Both nats per token, of validation; parent
+    None: no parent, or its loss is not known."""
+    if parent is None or cross_entropy - parent <= FIRST_LOSS_NATS:
+        return None
+    return Finding(
+        rule="start-exploded",
+        severity="warning",
+        message=f"before the first update the loss is {cross_entropy:.3f} nats, the parent's was {parent:.3f}: the "
+        "weights that were loaded, or what was grafted onto them, do not compute what the parent did",
+        where="step 0",
+        mend="look at the graft's start (`winnow graft`), the tokenizer and the context",
+    )
+
+
+def dead_by_construction(dead: Sequence[str]) -> list[Finding]:
+    """Fresh slices of a graft that no update can ever change. dead: their names."""
+    if not dead:
+        return []
+    message = f"{', '.join(dead)}: started so that no gradient can ever arrive, what was grafted stays what it is"
+    mend = "choose another `init` of the graft: ko_zero changes the function as little, and learns"
+    return [Finding(rule="dead-by-construction", severity="warning", message=message, where=dead[0], mend=mend)]
 
 
 def warmup_only(train: TrainConfig) -> Finding | None:
@@ -308,7 +277,7 @@ def no_effect(runs: Mapping[str, Mapping[int, RunRecord]]) -> tuple[Finding, ...
     for index, first in enumerate(arms):
         for second in arms[index + 1 :]:
             pairs = [(runs[first][seed], runs[second][seed]) for seed in runs[first] if seed in runs[second]]
-            if not pairs or not all(_identical(a, b) for a, b in pairs):
+            if not pairs or not all(_identical(a, b) and not goes_on(a, b) for a, b in pairs):
                 continue
             changed = differing_settings(pairs[0][0].config, pairs[0][1].config)
             plural = "s" if len(changed) > 1 else ""
@@ -325,6 +294,16 @@ def no_effect(runs: Mapping[str, Mapping[int, RunRecord]]) -> tuple[Finding, ...
     return tuple(found)
 
 
+def goes_on(a: RunRecord, b: RunRecord) -> bool:
+    """Whether two runs differ only in where they resume one parent, or in that one of them resumes and the other was
+    never interrupted: then they are the same on purpose."""
+    starts = [start for start in (a.config.get("init_from"), b.config.get("init_from")) if start]
+    if not starts or any(start["mode"] != "resume" for start in starts):
+        return False
+    one_parent = len({start["identity"] for start in starts}) == 1
+    return one_parent and all(OTHER_START.match(key) for key in differing_settings(a.config, b.config))
+
+
 def _identical(a: RunRecord, b: RunRecord) -> bool:
     hashed = a.weights is not None and a.trace is not None
     return hashed and a.digest != b.digest and (a.weights, a.trace) == (b.weights, b.trace)
@@ -338,6 +317,70 @@ def unread_by_arm(arm: RunRecord, control: RunRecord) -> tuple[Finding, ...]:
         for finding in arm.findings
         if finding.rule == "unread-option" and finding.where in changed
     )
+
+
+STARTS = re.compile(r"(^|\.)(init|n_layers|scale|std)$")
+"""Settings that initial values depend on, where both arms have them: what a mixing weight starts at, the depth that
+residual projections are scaled by."""
+OTHER_START = re.compile(r"init_from(\.|$)")
+"""Settings that name a parent."""
+OTHER_STARTS = re.compile(rf"{OTHER_START.pattern}|graft(\.|$)")
+"""Settings that give a run other initial values than its model's."""
+OTHER_PARTS = re.compile(r"(^|\.)attention\.(.+\.)?kind$")
+"""Settings that choose a mechanism, or a part of one such as where its votes come from."""
+OWN_TENSOR = re.compile(r"(^|\.)attention\.(?!(qkv|out)\.)")
+"""Names of what a mechanism has beside the projections that all have: another part means something else by them."""
+SPREAD_RATIO = 0.05
+"""Natural logarithm of the ratio of two standard deviations that are still called alike."""
+SPREAD_DEVIATIONS = 7.0
+"""Standard deviations up to which a difference of spreads is chance: one false alarm in 10^11 pairs of tensors."""
+
+
+def initial_spread(arm: RunRecord, control: RunRecord) -> tuple[Finding, ...]:
+    """Tensors that two arms share by name and start differently, although no setting of their starts differs.
+
+    They may have been drawn apart (a tensor of other heads): what chance explains is no difference.
+    """
+    changed = differing_settings(arm.config, control.config)
+    if any(OTHER_STARTS.match(key) or (STARTS.search(key) and "-" not in both) for key, both in changed.items()):
+        return ()
+    apart: dict[str, float] = {}
+    other_parts = any(OTHER_PARTS.search(key) for key in changed)
+    for name in arm.initial.keys() & control.initial.keys():
+        one, other = arm.initial[name], control.initial[name]
+        if other_parts and OWN_TENSOR.search(name):
+            continue
+        if not one.n or not other.n or one.std == other.std:
+            continue
+        if not one.std or not other.std:
+            apart[name] = math.inf
+            continue
+        ratio = abs(math.log(one.std / other.std))
+        if ratio > SPREAD_RATIO and not _by_chance(one, other):
+            apart[name] = ratio
+    if not apart:
+        return ()
+    worst = max(sorted(apart), key=apart.__getitem__)
+    more = f", and {len(apart) - 1} more" if len(apart) > 1 else ""
+    return (
+        Finding(
+            rule="initial-spread",
+            severity="invalid",
+            message=f"{worst} starts with standard deviation {arm.initial[worst].std:.3g} in {arm.label.arm} and "
+            f"{control.initial[worst].std:.3g} in {control.label.arm}{more}, though no setting says so",
+            where=f"{arm.label.arm}, {control.label.arm}",
+            mend="declare both alike (winnow.parameters), or make the start an option of the arm",
+        ),
+    )
+
+
+def _by_chance(one: Spread, other: Spread) -> bool:
+    """Whether normal numbers of one standard deviation may well spread so: the cube root of their F is nearly normal
+    (Paulson 1942), and for few numbers it falls short of any bound."""
+    more, less = (one, other) if one.std > other.std else (other, one)
+    root = (more.std / less.std) ** (2 / 3)
+    a, b = 2 / (9 * more.n), 2 / (9 * less.n)
+    return (1 - b) * root - (1 - a) <= SPREAD_DEVIATIONS * (b * root**2 + a) ** 0.5
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -17,16 +17,19 @@ import torch
 from winnow.config import canonical_json, stream, watch_reads
 from winnow.models.base import Model
 from winnow.parameters import initialise, parameter_table
-from winnow.records.run import Finding
+from winnow.records.run import Fact, Finding, Spread
 from winnow.tasks.base import Batch, Task, TaskConfig
-from winnow.train import health
+from winnow.train import health, inspection, slices
 from winnow.train.backends import Backends
 from winnow.train.checkpoint import Snapshot
-from winnow.train.config import RunConfig, split_update
+from winnow.train.config import RunConfig, split_ranks
 from winnow.train.device import autocast
 from winnow.train.evaluate import evaluate, held_out, look_inside
-from winnow.train.losses import Forward, Smoothed, losses, target_weight, tensors_of
+from winnow.train.group import ALONE, BUILD, Charge, Group, together
+from winnow.train.losses import Forward, Losses, Smoothed, losses, target_weight, tensors_of
 from winnow.train.optim import Optimizer, learning_rate
+from winnow.train.start import Parent, Position, Start, begin
+from winnow.train.step_checks import UpdateWatch
 
 Reads = set[tuple[str, str]]
 """(path of a part of the config, field) of every option that was read."""
@@ -72,18 +75,40 @@ class Watched(NamedTuple):
 
 
 class Loop:
-    """One run in memory. Raises InputError where the config does not fit the data or the device."""
+    """One run in memory, or one rank's part of it. Raises InputError where the config does not fit the data, the device
+    or the number of ranks."""
 
-    def __init__(self, config: RunConfig, *, seed: int, device: torch.device) -> None:
-        self.config, self.seed, self.device = config, seed, device
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        group: Group = ALONE,
+        parent: Parent | None = None,
+    ) -> None:
+        """parent: what `config.init_from` names, on the rank that leads."""
+        with group.led(BUILD, torch.get_num_threads()):
+            self._build(config, seed, device, group)
+        self.parent = parent
+        self.start = Start(self.model)
+        self.start_reads: Reads = set()
+        """Options that were read to make the starting values."""
+        if group.leads and (config.init_from is not None or config.graft):
+            self._begin()
+
+    def _build(self, config: RunConfig, seed: int, device: torch.device, group: Group) -> None:
+        self.config, self.seed, self.device, self.group = config, seed, device, group
         self.reads: Reads = set()
         self.step = 0
+        self.position = Position()
+        """Where the run stood before its first update."""
         self.first_ce: float | None = None
         self._smoothed = Smoothed()
         self.backends = Backends()
         with watch_reads() as seen:
             self.task, task_reads = build_task(config.task)
-            self.model = build_model(config, self.task, seed).to(device)
+            self.model = group.place(build_model(config, self.task, seed), device)
             table = parameter_table(self.model)
             parameters = dict(self.model.named_parameters())
             self.optimizer = Optimizer(
@@ -94,25 +119,46 @@ class Loop:
             self._forward: Forward = self.model
             if config.train.compile:
                 self._forward = cast(Forward, torch.compile(self.model))
-            self._micro_batch, self._accumulation = split_update(config.train, config.task.context)
+            self._micro_batch, self._passes = split_ranks(config, group.size)
+            self._charge: Charge = group.wrap(self._losses, self.model)
             self._evaluate_every = config.evaluation.every
             self._look_every = config.evaluation.inside
             if config.train.recompute:
                 self.model.recompute_blocks()
             learning_rate(config.train.steps, config.train)  # its far end, so that a late option counts as read
-        self.gradients = health.GradientWatch(parameters, table)
+        self.gradients = slices.GradientWatch(parameters, table)
+        self.changes: dict[str, Fact] = {}
+        """How far slices moved, once the run has ended."""
+        self.watch = UpdateWatch(self.optimizer, table, config.train, group)
         self.reads |= _named(config, seen) | {(_under("task", path), field) for path, field in task_reads}
         self.model.train()
+
+    def _begin(self) -> None:
+        """Take over the starting values; other ranks get them from this one."""
+        with watch_reads() as seen:
+            self.start = begin(self.config, self.task, self.seed, self.parent)
+        self.start_reads = _named(self.config, seen)
+        self.reads |= self.start_reads
+        self.restore(self.start.snapshot())
+        if self.parent is not None:  # its weights are needed again at the end, its moments are not
+            self.parent = replace(self.parent, snapshot=replace(self.parent.snapshot, moments={}))
+
+    def starting_model(self) -> Model:
+        """The model as it stood before the first update, made anew on the CPU; on the rank that leads."""
+        if self.config.init_from is None and not self.config.graft:
+            return build_model(self.config, self.task, self.seed)
+        return begin(self.config, self.task, self.seed, self.parent, probe=False).model
 
     @property
     def evaluation_due(self) -> bool:
         """Whether the weights as they are belong on the validation curve."""
         return self.step % self._evaluate_every == 0
 
+    @together
     def evaluate(self) -> dict[str, float]:
         """Validation metrics of the weights as they are."""
-        with self.backends.watched():
-            return evaluate(self.model, self.validation, self.device, self.config.train.precision)
+        with self.backends.watched(), self.group.inference(self.model):
+            return evaluate(self.model, self.validation, self.device, self.config.train.precision, self.group)
 
     @property
     def look_due(self) -> bool:
@@ -120,10 +166,13 @@ class Loop:
         every = self._look_every
         return every is not None and (self.step % every == 0 or self.step == self.config.train.steps)
 
+    @together
     def look_inside(self) -> dict[str, float]:
         """What the mechanisms measure of themselves with the weights as they are."""
-        return look_inside(self.model, self.validation, self.device, self.config.train.precision)
+        with self.group.inference(self.model):
+            return look_inside(self.model, self.validation, self.device, self.config.train.precision)
 
+    @together
     def update(self) -> Update:
         """One step of the optimizer. An update that is not finite is measured and not applied."""
         self._seed_torch()
@@ -131,20 +180,24 @@ class Loop:
         self.optimizer.zero_grad()
         with self.backends.watched():
             ce, penalty = self._backward(batches)
-        self.gradients.look()
-        norm = self.optimizer.clip()
+        self.group.drop_unused(self.model)
+        self.gradients.look(self.group.whole)
+        norm = self.optimizer.clip(self.group.whole)
         rate = learning_rate(self.step, self.config.train)
         # The one moment at which the host waits for the device.
         numbers = (ce, norm.to(ce.dtype)) if penalty is None else (ce, norm.to(ce.dtype), penalty.to(ce.dtype))
         ce_value, norm_value, *rest = torch.stack(numbers).tolist()
+        self.watch.loss(ce_value, batches, self.model.readout_weight)
         smooth = self._smoothed.add(ce_value) if math.isfinite(ce_value) else ce_value
         measured = Update(self.step, ce_value, smooth, norm_value, rate, rest[0] if rest else None)
         if measured.finite:
-            self.optimizer.step(rate)
+            with self.watch.rates(rate, last=self.step + 1 == self.config.train.steps):
+                self.optimizer.step(rate)
             self.step += 1
             self.first_ce = ce_value if self.first_ce is None else self.first_ce
         return measured
 
+    @together
     def watched_update(self) -> Watched:
         """An evaluation, a look inside and an update, during which the reading of options is noted."""
         with watch_reads() as seen:
@@ -154,34 +207,49 @@ class Loop:
         self.reads |= _named(self.config, seen)
         return Watched(evaluation, inside, update)
 
+    @property
+    def data_step(self) -> int:
+        """The update whose rows of the task come next: a run with a parent goes on where that one stopped."""
+        return self.position.data_step + self.step - self.position.step
+
     def _batches(self) -> list[Batch]:
-        size, passes = self._micro_batch, self._accumulation
-        rows = size * passes
-        return [self.task.batch(self.seed, self.step, range(i * size, (i + 1) * size), rows) for i in range(passes)]
+        """This rank's rows of the update, pass by pass."""
+        size, passes, rows = self._micro_batch, self._passes, self.config.rows
+        first = self.group.rank * passes
+        starts = range(first * size, (first + passes) * size, size)
+        return [self.task.batch(self.seed, self.data_step, range(start, start + size), rows) for start in starts]
+
+    def _losses(self, batch: Batch) -> Losses:
+        forward = self.watch.forward(self._forward)
+        return losses(forward, self.model, batch, self.device, self.config.train.precision)
 
     def _backward(self, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Gradients of the update's loss; its mean cross entropy (nats per token) and penalty, on the device."""
-        weight, rows = target_weight(batches), sum(len(batch.tokens) for batch in batches)
+        weight, rows = self.group.total(target_weight(batches)), self.config.rows
         total, penalties = torch.zeros((), device=self.device), None
         for batch in batches:
-            found = losses(self._forward, self.model, batch, self.device, self.config.train.precision)
-            ce = found.ce / weight
-            loss = ce
-            if found.penalty is not None:
-                penalty = found.penalty * (len(batch.tokens) / rows)
-                loss = ce + penalty
-                penalties = penalty.detach() if penalties is None else penalties + penalty.detach()
-            loss.backward()
+            with self.group.accumulating(last=batch is batches[-1]):
+                found = self._charge(batch)
+                ce = found.ce / weight
+                loss = ce
+                if found.penalty is not None:
+                    penalty = found.penalty * (len(batch.tokens) / rows)
+                    loss = ce + penalty
+                    penalties = penalty.detach() if penalties is None else penalties + penalty.detach()
+                loss.backward()
             total += ce.detach()
-        return total, penalties
+        return self.group.sum(total), None if penalties is None else self.group.sum(penalties)
 
     def _seed_torch(self) -> None:
-        key = stream(self.seed, "step", self.step)
+        # Every rank draws for its own rows, as the passes of one process do one after the other.
+        rank = ("rank", self.group.rank) if self.group.rank else ()
+        key = stream(self.seed, "step", self.step, *rank)
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(key)
         else:
             torch.manual_seed(key)
 
+    @together
     def explain(self) -> Finding:
         """Which tensor was the first that was not finite in the update that was just refused."""
         batches = self._batches()
@@ -191,51 +259,65 @@ class Loop:
                 for batch in batches:
                     losses(self.model, self.model, batch, self.device, self.config.train.precision)
 
-        return health.non_finite(self.step, self.model, forward)
+        with self.group.inference(self.model):
+            found = health.non_finite(self.step, self.model, forward)
+        return min(self.group.gather(found), key=health.place_order)
 
-    def findings_at_end(self) -> list[Finding]:
-        """Rules that need the trained weights."""
-        initial = build_model(self.config, self.task, self.seed)
-        final = {name: p.detach().cpu() for name, p in self.model.named_parameters()}
-        table = parameter_table(self.model)
-        found = health.dead_parameters(final, dict(initial.named_parameters()), table, self.gradients.unseen)
-        missing = health.steps_missing(self.config.train.steps, self.optimizer.updates())
-        return found if missing is None else [*found, missing]
+    @together
+    def findings_at_start(self) -> tuple[list[Finding], dict[str, Spread]]:
+        """Rules that need the starting weights; and how far these lie from 0, by parameter."""
+        return inspection.at_start(self)
 
+    @together
+    def findings_at_end(self, reported: Mapping[str, float]) -> list[Finding]:
+        """Rules that need the trained weights. reported: what evaluation said of them."""
+        return inspection.at_end(self, reported)
+
+    @together
     def snapshot(self, journal: int, progress: Mapping[str, object]) -> Snapshot:
         """The run's state between two updates. journal: bytes of its metrics file; progress: the caller's own."""
+        weights = tensors_of(self.model)
+        self.group.check_copies(weights)
         return Snapshot(
             step=self.step,
             journal=journal,
-            weights=tensors_of(self.model),
-            moments=self.optimizer.state(),
+            weights=self.group.collect(weights),
+            moments=self.group.collect(self.optimizer.state()),
             progress={
                 **progress,
                 "smoothed": [self._smoothed.total, self._smoothed.weight],
                 "first_ce": self.first_ce,
+                "start": self.position.dump(),
                 "without_gradient": self.gradients.unseen,
                 "backends": self.backends.ran,
             },
         )
 
-    @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot of the same run."""
+        """Continue from a snapshot of the same run, whatever the ranks that made it. Other ranks get its outline."""
+        with self.group.led("restore", snapshot.outline()):
+            self._restore(snapshot)
+
+    @torch.no_grad()
+    def _restore(self, snapshot: Snapshot) -> None:
         here = tensors_of(self.model)
         assert here.keys() == snapshot.weights.keys(), "a checkpoint of another model under the same digest"
         for name, tensor in here.items():
-            tensor.copy_(snapshot.weights[name])
-        self.optimizer.load(snapshot.moments)
+            self.group.fill(tensor, snapshot.weights[name])
+        self.optimizer.load(snapshot.moments, self.group.beside)
         self._smoothed = Smoothed(*snapshot.progress["smoothed"])
         self.first_ce = snapshot.progress["first_ce"]
-        self.gradients.restore(snapshot.progress["without_gradient"])
+        self.position = Position.of(snapshot.progress)
+        if "without_gradient" in snapshot.progress:  # a starting point has not looked yet
+            self.gradients.restore(snapshot.progress["without_gradient"])
         self.backends.restore(snapshot.progress.get("backends", {}))
         self.step = snapshot.step
 
 
 def build_model(config: RunConfig, task: Task, seed: int) -> Model:
-    """A model with its initial values, on the CPU."""
-    model = config.model.build(task.vocab_size, config.task.context)
+    """The model that runs with fresh initial values, on the CPU: what a run starts from that has no parent and no
+    graft, and the shape of any other."""
+    model = config.grown.build(task.vocab_size, config.task.context)
     initialise(model, seed)
     return model
 
@@ -269,7 +351,18 @@ def forget_task() -> None:
 
 
 def _named(config: RunConfig | TaskConfig, seen: set[tuple[int, str]]) -> Reads:
-    return {(path, field) for path, part in config.walk() for identity, field in seen if identity == id(part)}
+    parts = list(config.walk())
+    if isinstance(config, RunConfig) and config.graft:
+        # What runs is the grafted model, whose options stand in the config under `model` and `graft`.
+        grown = list(config.grown.walk("model"))
+        switched = [
+            (path.replace("model", f"graft.{index}", 1), part)
+            for index in range(len(config.graft))
+            for path, part in grown
+            if path.startswith("model.attention")
+        ]
+        parts += [*grown, *switched]
+    return {(path, field) for path, part in parts for identity, field in seen if identity == id(part)}
 
 
 def _under(prefix: str, path: str) -> str:

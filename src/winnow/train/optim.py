@@ -6,7 +6,7 @@ Loshchilov and Hutter 2019 (AdamW); the schedule is that of Brown et al. 2020, i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,16 @@ def learning_rate(step: int, train: TrainConfig) -> float:
     left = 0.5 * (1.0 + math.cos(math.pi * done)) if train.schedule == "cosine" else 1.0 - done
     low = peak * train.min_lr_fraction
     return low + left * (peak - low)
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    """A tensor that is whole already."""
+    return tensor
+
+
+def beside(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value` where the parameter is."""
+    return value.to(parameter.device, copy=True)
 
 
 class Optimizer:
@@ -64,12 +74,16 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last update."""
-        self.adamw.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():  # also of those that AdamW does not know: they count in the norm
+            parameter.grad = None
 
-    def clip(self) -> Tensor:
-        """Norm of the whole gradient before clipping, a scalar on the device; clips when the config asks for it."""
+    def clip(self, whole: Callable[[Tensor], Tensor] = as_it_is) -> Tensor:
+        """Norm of the whole gradient before clipping, a scalar on the device; clips when the config asks for it.
+
+        whole: puts together what ranks hold parts of.
+        """
         members = [p for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in members if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in members if p.grad is not None]))
         if self._clip is not None:
             # Multiplies by exactly 1 when the norm is below the bound, so a bound that never bites leaves no trace.
             nn.utils.clip_grads_with_norm_(members, self._clip, norm)
@@ -94,13 +108,16 @@ class Optimizer:
                 found[f"{name}/{key}"] = value.detach()
         return found
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned. A parameter without moments never had a gradient."""
+    def load(self, state: Mapping[str, Tensor], copy: Callable[[Tensor, Tensor], Tensor] = beside) -> None:
+        """Continue from what `state` returned. A parameter without moments never had a gradient.
+
+        copy: makes of a parameter and a whole tensor what lies beside the parameter.
+        """
         for full, value in state.items():
             name, _, key = full.rpartition("/")
             parameter = self.parameters[name]
             # The fused step wants its counter beside the parameter.
-            self.adamw.state[parameter][key] = value.to(parameter.device, copy=True)
+            self.adamw.state[parameter][key] = copy(parameter, value)
 
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")

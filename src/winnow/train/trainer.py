@@ -1,6 +1,7 @@
 """Train one run from wherever it stands to its end, with metrics, checkpoints and the health watch.
 
-    row s of the journal, 0 <= s < steps: of the weights after s updates
+    row s of the journal, first <= s < steps: of the weights after s updates; first is 0, and the parent's step in a
+    run that is resumed from another (`init_from`)
         train/ce, train/ce_smooth      of update s, measured before it is applied (nats per token)
         train/lr, train/grad_norm      of update s
         train/penalty                  of update s, where a mechanism adds one to the loss
@@ -10,32 +11,34 @@
     row `steps`: val/* and inside/* of the final weights
 
 A killed run continues from its newest whole checkpoint; the journal is cut back to what that checkpoint knew, so no
-row is lost or doubled. On a CPU the result is bit for bit that of an uninterrupted run.
+row is lost or doubled. On a CPU the result is bit for bit that of an uninterrupted run. A run with a parent saves its
+starting values as its own first checkpoint, kept to its end, so that from then on it needs the parent no more.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from winnow.config import canonical_json
+from winnow.records.checkpoints import DamagedError, step_folder
 from winnow.records.files import writing
-from winnow.records.journal import read_journal, spell
 from winnow.records.provenance import collect, package_versions
-from winnow.records.run import Fact, Finding, Provenance, RunRecord
+from winnow.records.run import Finding, Provenance, RunRecord
 from winnow.records.sources import code_version
 from winnow.records.store import OpenRun
 from winnow.train import checkpoint, health
 from winnow.train.checkpoint import Snapshot
-from winnow.train.config import RunConfig, split_update
+from winnow.train.config import RunConfig
 from winnow.train.device import PeakMemory, denormals_flushed, exactness
+from winnow.train.group import ALONE, Group
 from winnow.train.loop import Loop
+from winnow.train.start import Parent
+from winnow.train.tally import Tally
 
 CHECKPOINT_SECONDS = 60.0
 """Between checkpoints where the config does not count updates. When one is made changes no number."""
@@ -59,6 +62,10 @@ def never() -> bool:
     return False
 
 
+def orphan() -> None:
+    """The parent of a run that has none."""
+
+
 def silent(progress: Progress) -> None:
     """Progress that nobody watches."""
 
@@ -71,9 +78,12 @@ def train(
     device: torch.device,
     on_progress: Callable[[Progress], None] = silent,
     stop: Callable[[], bool] = never,
+    group: Group = ALONE,
+    parent: Callable[[], Parent | None] = orphan,
 ) -> RunRecord:
     """Train `run` to its end, write its record and return it.
 
+    parent: reads what `config.init_from` names; called where the run itself does not know its starting values yet.
     stop: asked after every update; when true, the state is saved and an `interrupted` record returned, not written:
     the run can be claimed and continued. Raises InputError where config, data, device or disk do not allow it, with
     everything saved so far intact.
@@ -81,29 +91,8 @@ def train(
     torch.set_flush_denormal(True)  # of this thread; `device.prepare` reaches the others, in a process of their own
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked):
-        return Training(config, run, seed=seed, device=device, on_progress=on_progress).go(stop)
-
-
-@dataclass
-class _Tally:
-    """What a run knows beside its weights; saved with every checkpoint."""
-
-    seconds: float = 0.0
-    """In updates, evaluations and checkpoints, over all processes."""
-    update_seconds: float = 0.0
-    findings: list[Finding] = field(default_factory=list)
-    timed_updates: int = 0
-    made_by: dict[str, Any] = field(default_factory=dict)
-    """The environment of the run's first start."""
-    outcome: Literal["finished", "diverged"] | None = None
-    """Set in the last checkpoint: only the record is still to be written."""
-
-    def dump(self) -> dict[str, Any]:
-        return {**self.__dict__, "findings": [finding.dump() for finding in self.findings]}
-
-    @classmethod
-    def load(cls, data: Mapping[str, Any]) -> _Tally:
-        return cls(**{**data, "findings": [Finding.model_validate(item) for item in data["findings"]]})
+        training = Training(config, run, seed=seed, device=device, on_progress=on_progress, group=group, parent=parent)
+        return training.go(stop)
 
 
 class Training:
@@ -117,19 +106,24 @@ class Training:
         seed: int,
         device: torch.device,
         on_progress: Callable[[Progress], None],
+        group: Group = ALONE,
+        parent: Callable[[], Parent | None] = orphan,
     ) -> None:
         self.config, self.run, self.seed, self.device = config, run, seed, device
+        self._group = group
         self._on_progress = on_progress
         self._memory = PeakMemory(device)
-        self._tally = _Tally()
+        self._tally = Tally()
         found = checkpoint.load_newest(run.checkpoints, run.identity.digest, accept=self._journal_holds)
         self._weights: str | None = None
         if found.snapshot is not None:
             self._weights = checkpoint.weights_digest(found.snapshot.weights)
-            self._tally = _Tally.load(found.snapshot.progress["tally"])
+            self._tally = Tally.load(found.snapshot.progress["tally"])
             # Fixed at the run's first start: sums over another number of threads would round differently.
             torch.set_num_threads(self._tally.made_by["threads"])
-        self._loop = Loop(config, seed=seed, device=device)
+        own = None if found.snapshot is None else self._own_start()
+        self._loop = Loop(config, seed=seed, device=device, group=group, parent=own or parent())
+        self._fresh = found.snapshot is None
         self._resume(found)
         self._newest: dict[str, float] = {}
         self._evaluated: dict[str, float] = {}
@@ -144,6 +138,18 @@ class Training:
             return f"the metrics file has {have} bytes, {snapshot.journal} are needed"
         return None
 
+    def _own_start(self) -> Parent | None:
+        """The starting values of a run with a parent, from its own first checkpoint."""
+        config, digest = self.config, self.run.identity.digest
+        if config.init_from is None:
+            return None
+        try:
+            snapshot = checkpoint.read(self.run.checkpoints / step_folder(config.first_step), digest)
+        except DamagedError:
+            return None
+        identity, context = config.init_from.identity, config.task.context
+        return Parent("its own start", identity, config.grown, snapshot, 0, context, own=True)
+
     def _resume(self, found: checkpoint.Found) -> None:
         snapshot, here = found.snapshot, self._environment()
         for skipped in found.skipped:
@@ -151,11 +157,18 @@ class Training:
         if snapshot is None:
             self.run.journal.truncate(0)
             self._tally.made_by = here
+            # Known only to who has read the parent; a run that is killed from here on need not.
+            for finding in self._loop.start.findings():
+                self._add(finding)
+            self._tally.parent_loss = self._loop.start.parent_loss
+            self._tally.start_reads = sorted(map(list, self._loop.start_reads))
         else:
             self._loop.restore(snapshot)
+            self._loop.reads |= {(path, name) for path, name in self._tally.start_reads}
             self.run.journal.truncate(snapshot.journal)
             for key, value in here.items():
-                if value != (before := self._tally.made_by[key]):
+                # Runs of before there were several ranks do not name them.
+                if value != (before := self._tally.made_by.get(key, ALONE.named)):
                     what = f"from step {snapshot.step} on with {key} {value}, before that {before}"
                     self._note("continued-elsewhere", "warning", what, key)
         resumed = "" if snapshot is None else f", from step {snapshot.step}"
@@ -168,12 +181,15 @@ class Training:
             "device": str(self.device),
             "torch": dict(package_versions()).get("torch", torch.__version__),
             "code": code_version(),
+            "ranks": self._group.named,
         }
 
     def _how(self) -> Provenance:
         threads = self._tally.made_by["threads"]
-        deterministic, notes = exactness(self.config.train, self.device, threads)
-        return collect(device=str(self.device), threads=threads, deterministic=deterministic, notes=notes)
+        exact, notes = exactness(self.config.train, self.device, threads, self._group.named)
+        if any((item.rule, item.where) == ("continued-elsewhere", "ranks") for item in self._tally.findings):
+            exact, notes = False, (*notes, "continued on other ranks: not bit-exact")
+        return collect(device=str(self.device), threads=threads, deterministic=exact, notes=notes)
 
     def _note(self, rule: str, severity: Literal["notice", "warning", "invalid"], message: str, where: str) -> None:
         self._add(Finding(rule=rule, severity=severity, message=message, where=where))
@@ -194,8 +210,10 @@ class Training:
         train, loop = self.config.train, self._loop
         if self._tally.outcome is not None:
             return self._finish(self._tally.outcome)
-        if loop.step == 0 and not denormals_flushed():
+        if loop.step == loop.position.step and not denormals_flushed():
             self._note("denormals", "notice", "not every thread flushes denormals: steps may be slow", "threads")
+        if self._fresh and self.config.init_from is not None:
+            self._save()
         while loop.step < train.steps:
             if not self.advance():
                 return self._end("diverged")
@@ -205,12 +223,12 @@ class Training:
             if stopping and loop.step < train.steps:
                 self._log(f"stopped after step {loop.step}")
                 return self._record("interrupted")
-        if self.run.journal.rows == train.steps:
+        if self.run.journal.rows == train.steps - loop.position.step:
             self._evaluated = loop.evaluate()
             self._write({"step": loop.step, **self._evaluated, **self._inside()})
         if not self._finite_evaluation():
             return self._end("diverged")
-        for finding in loop.findings_at_end():
+        for finding in loop.findings_at_end(self._evaluated):
             self._add(finding)
         self._add(health.slow_kernel(loop.backends.ran))
         return self._end("finished")
@@ -220,10 +238,13 @@ class Training:
         loop, tally = self._loop, self._tally
         step = loop.step
         row: dict[str, float] = {"step": step}
-        due = loop.evaluation_due
-        if step == 0:
+        due, first = loop.evaluation_due, step == loop.position.step
+        wrong: list[Finding] = []
+        if first:
+            wrong, tally.initial = loop.findings_at_start()
             self._evaluated, inside, measured = loop.watched_update()
-            row |= {**self._evaluated, **inside, **measured.metrics()}
+            # Where a resumed run starts between two evaluations, its rows are those of its parent all the same.
+            row |= {**(self._evaluated if due else {}), **inside, **measured.metrics()}
         else:
             if due:
                 self._evaluated = loop.evaluate()
@@ -236,8 +257,10 @@ class Training:
             row |= {**(self._evaluated if due else {}), **inside, **measured.metrics()}
             row["speed/tokens_per_second"] = round(self.config.train.tokens_per_update / seconds, 1)
         self._write(row)
-        if step == 0:
-            self._at_start(inside)
+        if first:
+            self._at_start(inside, wrong)
+        for finding in loop.watch.found:
+            self._add(finding)
         if not measured.finite:
             self._add(loop.explain())
             return False
@@ -246,19 +269,23 @@ class Training:
             self._add(lost)
             if lost is not None:
                 return False
-        return not due or self._finite_evaluation()
+        return not (due or first) or self._finite_evaluation()
 
     def _inside(self) -> dict[str, float]:
         return self._loop.look_inside() if self._loop.look_due else {}
 
-    def _at_start(self, inside: Mapping[str, float]) -> None:
+    def _at_start(self, inside: Mapping[str, float], wrong: list[Finding]) -> None:
+        """What the first row tells. wrong: what was found before the update."""
         ce = self._evaluated["val/ce"]
-        if math.isfinite(ce):
+        if math.isfinite(ce) and self.config.init_from is None:
             self._add(health.first_loss(ce, self._loop.task.vocab_size))
+        self._add(health.start_exploded(ce, self._tally.parent_loss))
         self._add(health.warmup_only(self.config.train))
-        self._add(health.nothing_inside(self.config.evaluation, inside))
+        every = self.config.evaluation.inside
+        if every is not None and self._loop.position.step % every == 0:  # else the first look is still to come
+            self._add(health.nothing_inside(self.config.evaluation, inside))
         self._add(health.slow_kernel(self._loop.backends.ran))
-        for finding in health.unread_options(self.config, self._loop.reads):
+        for finding in (*health.unread_options(self.config, self._loop.reads), *wrong):
             self._add(finding)
 
     def _finite_evaluation(self) -> bool:
@@ -274,6 +301,8 @@ class Training:
 
     def _checkpoint_due(self) -> bool:
         every = self.config.train.checkpoint_every
+        if self._loop.step in self.config.train.keep:
+            return True
         if every is None:
             return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
         return self._loop.step % every == 0
@@ -284,7 +313,12 @@ class Training:
         self._tally.seconds += now - self._counted_at
         self._counted_at = now
         snapshot = self._loop.snapshot(self.run.journal.offset(), {"tally": self._tally.dump()})
-        self._weights = checkpoint.save(self.run.checkpoints, self.run.identity.digest, snapshot, keep=keep)
+        spare = set(self.config.train.keep)
+        if self._tally.outcome is None and self.config.init_from is not None:
+            spare.add(self.config.first_step)
+        self._weights = checkpoint.save(
+            self.run.checkpoints, self.run.identity.digest, snapshot, keep=keep, spare=spare
+        )
         self._saved_at = time.monotonic()
 
     # Ending
@@ -301,64 +335,5 @@ class Training:
         return record
 
     def _record(self, status: Literal["finished", "diverged", "interrupted"]) -> RunRecord:
-        identity, train = self.run.identity, self.config.train
-        rows = read_journal(self.run.journal.path)
-        return RunRecord(
-            digest=identity.digest,
-            status=status,
-            label=identity.label,
-            config=self.config.dump(),
-            seed=self.seed,
-            data=identity.data,
-            sources=identity.sources,
-            steps_asked=train.steps,
-            steps_done=self._loop.step,
-            final=_last_values(rows),
-            facts=self._facts(),
-            weights=self._weights,
-            trace=trace(rows),
-            findings=tuple(self._tally.findings),
-            provenance=self._provenance.model_copy(update={"kernels": self._loop.backends.names()}),
-        )
-
-    def _facts(self) -> dict[str, Fact]:
-        loop, train = self._loop, self.config.train
-        micro_batch, accumulation = split_update(train, self.config.task.context)
-        tally = self._tally
-        speed = tally.timed_updates * train.tokens_per_update / tally.update_seconds if tally.timed_updates else 0.0
-        facts: dict[str, Fact] = {
-            **loop.task.facts(),
-            **loop.model.facts(self.config.task.context),
-            "vocab_size": loop.task.vocab_size,
-            "context": self.config.task.context,
-            "tokens_per_update": train.tokens_per_update,
-            "micro_batch": micro_batch,
-            "accumulation": accumulation,
-            "tokens": loop.step * train.tokens_per_update,
-            "lr": train.lr,
-            "seconds": round(tally.seconds, 3),
-            "tokens_per_second": round(speed, 1),
-            "peak_bytes": self._memory.read(),
-            "val_digest": loop.validation.digest,
-            "val_tokens": loop.validation.n_tokens,
-        }
-        if loop.validation.n_bytes is not None:
-            facts["val_bytes"] = loop.validation.n_bytes
-        return facts
-
-
-def _last_values(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The last value of each metric, without speeds."""
-    found: dict[str, float] = {}
-    for row in rows:
-        found |= {name: value for name, value in row.items() if name != "step" and not name.startswith("speed/")}
-    return found
-
-
-def trace(rows: list[dict[str, Any]]) -> str:
-    """SHA-256 of every number that must be the same in an equal run: all but speeds."""
-    total = hashlib.sha256()
-    for row in rows:
-        kept = {name: spell(value) for name, value in row.items() if not name.startswith("speed/")}
-        total.update(canonical_json(kept).encode() + b"\n")
-    return total.hexdigest()
+        provenance = self._provenance.model_copy(update={"kernels": self._loop.backends.names()})
+        return self._tally.record(self.run, self._loop, status, self._weights, provenance, self._memory.read())

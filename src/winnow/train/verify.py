@@ -48,20 +48,21 @@ def verify_resume(
     record = store.record(digest)
     if record is None or record.status != "finished" or not record.watched:
         raise InputError(f"run {digest} has no finished record of a Winnow run", mend="verify a finished run")
-    limit = None if steps is None or steps >= record.steps_asked else max(2, steps)
+    first = first_step(record)
+    limit = None if steps is None or steps >= record.steps_asked - first else first + max(2, steps)
     last = limit or record.steps_asked
     random_steps = random.Random(time.time_ns() if draws is None else draws)
-    at = sorted(random_steps.randint(1, max(1, last - 1)) for _ in range(kills))
+    at = sorted(random_steps.randint(1, max(1, last - first - 1)) for _ in range(kills))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="winnow-verify-") as folder:
-        again = _Again(record, Path(folder) / "killed", use, limit, last)
-        killed = [step for step in at if again.start(kill_at=step)]
+        again = _Again(store, record, Path(folder) / "killed", use, limit, last)
+        killed = [first + step for step in at if again.start(kill_at=step)]
         weights = again.finish()
         expected = record.weights
         if limit is not None:
-            expected = _Again(record, Path(folder) / "whole", use, limit, last).finish()
+            expected = _Again(store, record, Path(folder) / "whole", use, limit, last).finish()
         same_weights = weights == expected
-        first = _first_difference(store.metrics(digest), again.rows(), last, whole=limit is None)
+        first = _first_difference(store.metrics(digest), again.rows(), range(first, last), whole=limit is None)
     result = {
         "bit_identical": same_weights and first is None,
         "weights_identical": same_weights,
@@ -77,10 +78,24 @@ def verify_resume(
     return result
 
 
+def first_step(record: RunRecord) -> int:
+    """The step at which a run began: its parent's where it was resumed."""
+    start = record.config.get("init_from")
+    return int(start["step"] or 0) if isinstance(start, dict) and start["mode"] == "resume" else 0
+
+
+def parent_of(record: RunRecord) -> str | None:
+    """Digest of the run that a run started from."""
+    parent = record.facts.get("parent")
+    return None if parent is None else str(parent)
+
+
 class _Again:
     """The run, made once more in the store at `root`."""
 
-    def __init__(self, record: RunRecord, root: Path, use: Sequence[Path], limit: int | None, last: int) -> None:
+    def __init__(
+        self, store: RunStore, record: RunRecord, root: Path, use: Sequence[Path], limit: int | None, last: int
+    ) -> None:
         config = json.loads(canonical_json(record.config))
         # Outside the identity: often enough that a kill is a real interruption, not a new start.
         config["train"]["checkpoint_every"] = max(1, last // 20)
@@ -94,9 +109,13 @@ class _Again:
             "use": [str(path) for path in use],
             "label": record.label.dump(),
             "store": str(root),
+            "parent": parent_of(record),
+            "parents": str(store.root),
             "device": record.provenance.device,
             "threads": record.provenance.threads,
             "stop_after": limit,
+            "ranks": record.facts.get("ranks", 1),
+            "parallel": record.facts.get("parallel", "ddp"),
         }
         self._output = root.with_suffix(".log")
         self._journal = RunStore(root).path(record.digest) / "metrics.0.jsonl"
@@ -144,6 +163,10 @@ class _Again:
         return self._journal.read_bytes().count(b"\n") if self._journal.exists() else 0
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        # The ranks of a killed worker end by themselves, a moment after it.
+        lock = RunStore(self._root).lock(self._digest)
+        while lock.taken():
+            time.sleep(POLL_SECONDS)
         # Into a file: nobody reads while the child runs, and a full pipe would stop it.
         with self._output.open("wb") as output:
             child = subprocess.Popen(
@@ -156,14 +179,17 @@ class _Again:
 
 
 def _first_difference(
-    recorded: list[dict[str, Any]], again: list[dict[str, Any]], steps: int, *, whole: bool
+    recorded: list[dict[str, Any]], again: list[dict[str, Any]], steps: range, *, whole: bool
 ) -> int | None:
-    """The first step at which a number differs, speeds aside; None if there is none."""
-    count = steps + 1 if whole else steps
-    for step in range(count):
-        pair = [_numbers(rows[step]) if step < len(rows) else None for rows in (recorded, again)]
+    """The first step at which a number differs, speeds aside; None if there is none.
+
+    steps: of the updates to compare; whole: the final weights' row too.
+    """
+    count = len(steps) + 1 if whole else len(steps)
+    for index in range(count):
+        pair = [_numbers(rows[index]) if index < len(rows) else None for rows in (recorded, again)]
         if pair[0] is None or pair[0] != pair[1]:
-            return step
+            return steps.start + index
     return None
 
 

@@ -1,12 +1,13 @@
 """The process that runs: `python -m winnow.train.worker` takes runs as JSON lines and reports as JSON lines.
 
-    in   {"digest", "config", "seed", "data", "sources", "use": [paths], "label": {"study", "arm"}, "store",
-          "device", "threads", "preflight_steps"?: n, "stop_after"?: step}
+    in   {"digest", "config", "seed", "data", "sources", "use": [paths], "label": {"study", "arm"}, "store", "parent"?,
+          "device", "threads", "ranks"?: n, "parallel"?: "ddp" | "fsdp", "preflight_steps"?: n, "stop_after"?: step}
     out  {"event": "started" | "progress" | "done" | "failed" | "stopped" | "busy", "digest", ...}
 
 One process runs one run after another, so that torch is imported once. It validates the config again and recomputes
 the digest: an experiment that did not run what was written cannot get a verdict. SIGINT or SIGTERM finishes the step,
 saves, reports `stopped` and ends the process. A run that raises is recorded with its traceback; the next one runs.
+A run on several ranks is trained by processes of its own, and this one watches them (`ranks`).
 
 Whatever else is printed goes to stderr. What the store or the input refuses (no disk space, say) is reported as
 `failed` and leaves no record: nothing was learnt of the run.
@@ -27,7 +28,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 import torch
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from winnow.config import input_errors, run_digest
 from winnow.errors import InputError
@@ -35,11 +36,15 @@ from winnow.records.journal import spell
 from winnow.records.provenance import collect
 from winnow.records.run import Label, Plain, RunIdentity, RunRecord
 from winnow.records.store import OpenRun, RunStore
-from winnow.train.config import RunConfig
-from winnow.train.device import exactness, find_device, prepare
+from winnow.train.config import RunConfig, split_ranks
+from winnow.train.device import exactness, prepare, rank_device
+from winnow.train.group import ALONE, Group, Parallel, named
 from winnow.train.loop import build_task, forget_task
+from winnow.train.parents import read_parent
 from winnow.train.preflight import preflight
+from winnow.train.ranks import run_ranks
 from winnow.train.sources import load_sources
+from winnow.train.start import Parent
 from winnow.train.trainer import Progress, train
 
 PROGRESS_SECONDS = 0.25
@@ -60,10 +65,21 @@ class Request(Plain):
     use: tuple[str, ...] = ()
     """Paths of the `use` files; the user has said that they may run."""
     label: Label = Label(study="", arm="")
+    parent: str | None = None
+    """Digest of the run that this one starts from; None: of none."""
     store: str
     """The store's folder."""
+    parents: str | None = None
+    """Folder of the store that holds the parent; None: the same."""
     device: str = "cpu"
     threads: PositiveInt = 1
+    """Of each rank."""
+    ranks: PositiveInt = 1
+    """Processes that share the run."""
+    parallel: Parallel = "ddp"
+    """How several ranks hold the model (see `distributed`)."""
+    rank_timeout: PositiveFloat = 600.0
+    """The longest that a rank waits for the others, seconds; then the run has failed."""
     preflight_steps: int | None = Field(default=None, ge=1)
     """Do so many updates and report what they showed, without a record; None = the run itself."""
     stop_after: PositiveInt | None = None
@@ -117,16 +133,39 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _handle(self, request: Request) -> None:
-        prepare(request.threads)
-        device = find_device(request.device)
-        load_sources([Path(path) for path in request.use], request.sources)
-        config = check_identity(request)
-        if request.preflight_steps is not None:
-            self._preflight(request, config, device)
+        config, device = ready(request)
+        if request.ranks > 1:
+            split_ranks(config, request.ranks)
+            self._on_ranks(request, config, device)
+        else:
+            self.lead(request, config, device, ALONE)
+
+    def _on_ranks(self, request: Request, config: RunConfig, device: torch.device) -> None:
+        """Let processes of their own train; rank 0 reports, and a failure is recorded here."""
+        failure = run_ranks(request.dump(), request.ranks, self._write, lambda: self._stopping)
+        if failure is None:
             return
-        store = RunStore(request.store)
-        run = store.claim(RunIdentity(**{name: getattr(request, name) for name in RunIdentity.model_fields}))
+        if failure.refused:
+            raise InputError(failure.cause)
+        if request.preflight_steps is None:
+            run = _claim(request)
+            if run is not None:
+                with run:
+                    run.finish(_failed(request, config, run, device, failure.text))
+        self._report("failed", request.digest, status="failed", error=failure.cause, traceback=failure.text)
+
+    def lead(self, request: Request, config: RunConfig, device: torch.device, group: Group) -> None:
+        """Do a request in this process, alone or as rank 0 of a group."""
+        if group.parallel is not None:
+            signal.signal(signal.SIGINT, self._on_signal)
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        if request.preflight_steps is not None:
+            self._preflight(request, config, device, group)
+            return
+        run = _claim(request)
         if run is None:
+            store = RunStore(request.store)
             record = store.record(request.digest)
             if record is None:
                 self._report("busy", request.digest)
@@ -134,28 +173,41 @@ class Worker:
                 self._done(record)
             return
         with run:
-            self._train(request, config, run, device)
+            self._train(request, config, run, device, group)
 
-    def _preflight(self, request: Request, config: RunConfig, device: torch.device) -> None:
+    def _preflight(self, request: Request, config: RunConfig, device: torch.device, group: Group) -> None:
         self._report("started", request.digest, step=0, steps=request.preflight_steps)
-        found = preflight(config, seed=request.seed, device=device, steps=request.preflight_steps or 1)
+        steps = request.preflight_steps or 1
+        parent = parent_of(request, config)
+        found = preflight(config, seed=request.seed, device=device, steps=steps, group=group, parent=parent)
         numbers = {name: value for name, value in vars(found).items() if name != "findings"}
         findings = [finding.dump() for finding in found.findings]
         self._report("done", request.digest, status="preflight", preflight=numbers, findings=findings)
 
-    def _train(self, request: Request, config: RunConfig, run: OpenRun, device: torch.device) -> None:
+    def _train(self, request: Request, config: RunConfig, run: OpenRun, device: torch.device, group: Group) -> None:
         steps = config.train.steps
-        self._report("started", request.digest, step=run.journal.rows, steps=steps)
+        self._report("started", request.digest, step=config.first_step + run.journal.rows, steps=steps)
         reporter = _Reporter(self, request.digest)
 
         def stop() -> bool:
             return self._stopping or reporter.step == request.stop_after
 
         try:
-            record = train(config, run, seed=request.seed, device=device, on_progress=reporter, stop=stop)
+            record = train(
+                config,
+                run,
+                seed=request.seed,
+                device=device,
+                on_progress=reporter,
+                stop=stop,
+                group=group,
+                parent=lambda: parent_of(request, config),
+            )
         except InputError:
             raise
         except Exception:
+            if group.parallel is not None:
+                raise  # another rank may be the cause: who watches them all will know
             run.finish(_failed(request, config, run, device, traceback.format_exc()))
             raise
         if record.status == "interrupted":
@@ -176,9 +228,11 @@ class Worker:
         )
 
     def _report(self, event: str, digest: str, **rest: Any) -> None:
-        line = json.dumps({"event": event, "digest": digest, **rest}, allow_nan=False)
+        self._write(json.dumps({"event": event, "digest": digest, **rest}, allow_nan=False).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
         try:
-            self._reports.write(line.encode() + b"\n")
+            self._reports.write(line)
             self._reports.flush()
         except BrokenPipeError:
             # Nobody listens any more: finish the step, save and end.
@@ -222,6 +276,25 @@ def read_request(line: bytes) -> Request:
         raise InputError(f"not a request: {first['msg']}", key=".".join(map(str, first["loc"]))) from None
 
 
+def ready(request: Request, rank: int = 0) -> tuple[RunConfig, torch.device]:
+    """What a request asks for, and this rank's device, when this process is set up for both. Raises InputError where
+    they are not here, or not what was written."""
+    prepare(request.threads)
+    device = rank_device(request.device, rank, request.ranks)
+    load_sources([Path(path) for path in request.use], request.sources)
+    return check_identity(request), device
+
+
+def parent_of(request: Request, config: RunConfig) -> Parent | None:
+    """What the run starts from, read and checked. Raises InputError where it is not what was written."""
+    return read_parent(config, request.seed, request.parent, RunStore(request.parents or request.store))
+
+
+def _claim(request: Request) -> OpenRun | None:
+    identity = RunIdentity(**{name: getattr(request, name) for name in RunIdentity.model_fields})
+    return RunStore(request.store).claim(identity)
+
+
 def check_identity(request: Request) -> RunConfig:
     """The config of a request, when its digest is that of what is about to run.
 
@@ -252,7 +325,8 @@ def check_identity(request: Request) -> RunConfig:
 
 def _failed(request: Request, config: RunConfig, run: OpenRun, device: torch.device, text: str) -> RunRecord:
     threads = torch.get_num_threads()
-    deterministic, notes = exactness(config.train, device, threads)
+    parallel = request.parallel if request.ranks > 1 else None
+    deterministic, notes = exactness(config.train, device, threads, named(request.ranks, parallel))
     return RunRecord(
         digest=request.digest,
         status="failed",
@@ -262,7 +336,7 @@ def _failed(request: Request, config: RunConfig, run: OpenRun, device: torch.dev
         data=request.data,
         sources=request.sources,
         steps_asked=config.train.steps,
-        steps_done=run.journal.rows,
+        steps_done=config.first_step + run.journal.rows,
         provenance=collect(device=str(device), threads=threads, deterministic=deterministic, notes=notes),
         error=text,
     )
@@ -273,7 +347,7 @@ def _spelt(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 @contextmanager
-def _own_output() -> Iterator[BinaryIO]:
+def own_output() -> Iterator[BinaryIO]:
     """The real stdout for reports alone; what anybody prints goes to stderr."""
     with os.fdopen(os.dup(1), "wb") as reports:
         os.dup2(2, 1)
@@ -284,7 +358,7 @@ def main() -> None:
     """Entry of `python -m winnow.train.worker`."""
     prepare(1)  # before any parallel work, so that every later thread inherits the flag
     torch.set_num_interop_threads(1)
-    with _own_output() as reports:
+    with own_output() as reports:
         Worker(sys.stdin.buffer, reports).serve()
 
 

@@ -1,0 +1,341 @@
+"""A run on several ranks: as in one process up to the order of additions, and ended together whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.runs import go_on as go_on_alone
+from tests.train.runs import identity, make, table
+from tests.train.test_worker import with_source
+
+from winnow.errors import InputError
+from winnow.records.store import RunStore
+from winnow.train.config import RunConfig, split_ranks
+from winnow.train.sources import load_sources
+from winnow.train.verify import verify_resume
+from winnow.train.worker import Worker
+
+Ask = Callable[..., dict[str, Any]]
+
+CLOSE = 1e-5
+"""Relative, after 20 updates in fp32. Additions in another order move these numbers by up to 2e-6; rows that are drawn
+twice, a sum that is a mean or a weight of one rank alone move them by 1e-3 and more."""
+BASE: dict[str, Any] = {
+    "train__steps": 20,
+    "model__n_layers": 2,
+    "evaluation__every": 10,
+    "evaluation__inside": 10,
+    "evaluation__tokens": 1000,
+}
+CASES: dict[str, dict[str, Any]] = {
+    # Unequal target weights, a penalty that is a mean over rows, several passes.
+    "unequal": {"task__kind": "masked", "model__attention": {"kind": "charged"}, "train__micro_batch": 2},
+    "plain": {},
+    "unclipped": {"train__clip": None, "train__micro_batch": 1},
+    "frozen": {"model__attention": {"kind": "charged", "lr_multiplier": 0.0}},
+    "selective": {"model__attention": {"kind": "selective", "penalty": {}}, "train__micro_batch": 2},
+    "residual": {"model__attention": {"kind": "selective", "residual_scores": True}},
+    "recompute": {"train__recompute": True, "model__attention": {"kind": "selective"}},
+    "untied": {"model__tied": False},
+    # A parameter with a gradient on some ranks only, and one with none at all.
+    "one-sided": {"model__attention": {"kind": "one-sided", "bound": 0.25, "orphan": True}, "train__micro_batch": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """Sends a request to `rank_forker` and returns the answer."""
+    forker = Path(__file__).with_name("rank_forker.py")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONPATH": str(forker.parents[2]),
+    }
+    server = subprocess.Popen(
+        [sys.executable, str(forker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    requests, answers = server.stdin, server.stdout
+    known: dict[str, str] = {}
+    """What one process does is asked once."""
+    assert requests is not None
+    assert answers is not None
+
+    def send(config: dict[str, Any], ranks: int = 1, parallel: str = "ddp", steps: int = 20, **more: Any) -> Any:
+        asked = json.dumps({"config": config, "seed": 0, "ranks": ranks, "parallel": parallel, "steps": steps, **more})
+        if ranks > 1 or more or asked not in known:
+            requests.write(asked + "\n")
+            requests.flush()
+            known[asked] = answers.readline()
+        return json.loads(known[asked])
+
+    try:
+        yield send
+    finally:
+        requests.close()
+        server.wait()
+        answers.close()
+
+
+def assert_close(found: dict[str, Any], whole: dict[str, Any]) -> None:
+    """The same run up to the order of float additions."""
+    assert "error" not in found, found["error"]
+    for part in ("updates", "evaluations", "insides"):
+        assert len(found[part]) == len(whole[part])
+        for here, there in zip(found[part], whole[part], strict=True):
+            # max_diff is a rounding error itself.
+            kept = {name: value for name, value in there.items() if not name.endswith("max_diff")}
+            assert {name: here[name] for name in kept} == pytest.approx(kept, rel=CLOSE)
+    for part in ("weights", "moments"):
+        assert found[part] == pytest.approx(whole[part], rel=CLOSE)
+    assert found["unseen"] == whole["unseen"]
+
+
+def check(ask: Ask, text: Path, case: str, ranks: int, parallel: str) -> None:
+    config = table(text, **BASE, **CASES[case])
+    whole, found = ask(config), ask(config, ranks, parallel)
+    assert_close(found, whole)
+    if parallel == "ddp":  # parts of a mechanism are not compared with its definition
+        assert found["findings"] == whole["findings"]
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
+def test_ranks_are_one_process_up_to_the_order_of_additions(ask: Ask, text: Path, ranks: int, parallel: str) -> None:
+    check(ask, text, "unequal", ranks, parallel)
+
+
+def test_a_gradient_on_some_ranks_only(ask: Ask, text: Path) -> None:
+    check(ask, text, "one-sided", 2, "fsdp")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_case(ask: Ask, text: Path, case: str, ranks: int, parallel: str) -> None:
+    check(ask, text, case, ranks, parallel)
+
+
+def go_on(ask: Ask, text: Path, folder: Path, first: tuple[int, str], then: tuple[int, str]) -> None:
+    config = table(text, **BASE, **CASES["unequal"])
+    whole = ask(config)
+    ask(config, *first, steps=10, to=str(folder))
+    files = {path.name for path in (folder / "step-00000010").iterdir()}
+    assert files == {"weights.safetensors", "moments.safetensors", "progress.json", "manifest.json", "COMPLETE"}
+    rest = ask(config, *then, **{"from": str(folder)})
+    for part in ("updates", "evaluations", "insides"):
+        whole[part] = whole[part][-len(rest[part]) :]
+    assert len(rest["updates"]) == 10
+    assert_close(rest, whole)
+
+
+def test_from_parts_on_two_ranks_to_one_process(ask: Ask, text: Path, tmp_path: Path) -> None:
+    go_on(ask, text, tmp_path / "checkpoints", (2, "fsdp"), (1, "ddp"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [((1, "ddp"), (4, "ddp")), ((1, "ddp"), (4, "fsdp")), ((2, "ddp"), (4, "fsdp")), ((4, "fsdp"), (2, "ddp"))],
+)
+def test_from_any_number_of_ranks_to_any(
+    ask: Ask, text: Path, tmp_path: Path, first: tuple[int, str], then: tuple[int, str]
+) -> None:
+    go_on(ask, text, tmp_path / "checkpoints", first, then)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_first_bad_tensor_is_found_whatever_rank_has_it(ask: Ask, text: Path, parallel: str) -> None:
+    broken = table(text, **BASE, model__attention={"kind": "charged", "broken_after": 6})
+    found = ask(broken, 2, parallel)
+    assert "error" not in found, found["error"]
+    assert found["explained"] == ask(broken)["explained"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
+def test_ranks_that_hold_different_buffers_are_no_run(ask: Ask, text: Path, parallel: str) -> None:
+    config = table(text, train__steps=20, model__attention={"kind": "one-sided", "counts": True})
+    assert "rank 1 holds other weights than rank 0" in ask(config, 2, parallel, steps=1)["error"]
+
+
+# How an update is split
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "ranks", "split"),
+    [
+        (None, 1, (8, 1)),
+        (None, 2, (4, 1)),
+        (2, 1, (2, 4)),
+        (2, 2, (2, 2)),
+        (2, 4, (2, 1)),
+        (2, 8, (1, 1)),
+        (4, 8, (1, 1)),
+    ],
+)
+def test_rows_are_shared_out(text: Path, micro_batch: int | None, ranks: int, split: tuple[int, int]) -> None:
+    assert split_ranks(make(text, train__micro_batch=micro_batch), ranks) == split
+
+
+def test_what_does_not_divide_is_refused(store: RunStore, text: Path) -> None:
+    with pytest.raises(InputError, match=r"8 sequences.*3 ranks.*permitted: 1, 2, 4, 8"):
+        split_ranks(make(text), 3)
+    with pytest.raises(InputError, match=r"train\.compile"):
+        split_ranks(make(text, train__compile=True), 2)
+    (event,) = serve({**identity(make(text)).dump(), "store": str(store.root), "ranks": 3})
+    assert (event["event"], event["status"]) == ("failed", "refused")
+    assert not store.records()
+
+
+# Real processes
+
+
+def serve(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a worker in this process reports of one request, with the ranks in theirs."""
+    reports = io.BytesIO()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        Worker(io.BytesIO(json.dumps(asked).encode() + b"\n"), reports).serve()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return [json.loads(line) for line in reports.getvalue().splitlines()]
+
+
+def test_a_signal_stops_all_ranks_at_one_step_and_one_process_goes_on(
+    store: RunStore, text: Path, tmp_path: Path
+) -> None:
+    config = make(text, train__steps=300)
+    known = identity(config)
+    journal = store.path(known.digest) / "metrics.0.jsonl"
+
+    def signal_soon() -> None:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=signal_soon)
+    thread.start()
+    events = serve({**known.dump(), "store": str(store.root), "ranks": 2})
+    thread.join()
+    assert events[0]["event"] == "started"
+    assert (events[-1]["event"], events[-1]["status"]) == ("stopped", "interrupted")
+    step = events[-1]["step"]
+    assert 5 <= step < 300
+    assert len(store.metrics(known.digest)) == step
+    record = go_on_alone(store, config, stop_at=step + 5)
+    whole = go_on_alone(RunStore(tmp_path / "whole"), config, stop_at=20)
+    (finding,) = [item for item in record.findings if item.rule == "continued-elsewhere"]
+    assert finding.message == f"from step {step} on with ranks 1 rank, before that 2 ranks, ddp"
+    assert record.provenance.deterministic is False
+    assert record.provenance.notes == ("continued on other ranks: not bit-exact",)
+    assert whole.provenance.deterministic is True
+    rows, expected = store.metrics(known.digest), RunStore(tmp_path / "whole").metrics(known.digest)
+    assert [row["step"] for row in rows] == list(range(step + 5))
+    for row, other in zip(rows, expected, strict=False):
+        assert row["train/ce"] == pytest.approx(other["train/ce"], rel=CLOSE)
+
+
+BREAKS = '''
+"""A model that breaks on rank 1, in its fourth training pass."""
+import os, signal, time
+from typing import Literal
+import torch.distributed as dist
+from winnow.models import GPT, GPTConfig
+
+class Broken(GPT):
+    passes = 0
+
+    def forward(self, tokens, documents=None):
+        self.passes += self.training
+        if self.passes == 4 and dist.is_initialized() and dist.get_rank() == 1:
+            HOW
+        return super().forward(tokens, documents)
+
+class BrokenConfig(GPTConfig):
+    kind: Literal["NAME"] = "NAME"
+
+    def build(self, vocab_size, context):
+        return Broken(self, vocab_size, context)
+'''
+
+
+def breaking(store: RunStore, text: Path, file: Path, how: str, **more: Any) -> dict[str, Any]:
+    name = file.stem
+    file.write_text(BREAKS.replace("HOW", how).replace("NAME", name))
+    asked = json.loads(json.dumps(identity(make(text, train__checkpoint_every=1)).dump()))
+    asked["config"]["model"]["kind"] = name
+    load_sources([file])
+    asked = with_source(asked, RunConfig.model_validate(asked["config"]), file)
+    return {**asked, "store": str(store.root), "ranks": 2, **more}
+
+
+def fails_and_keeps(store: RunStore, asked: dict[str, Any], error: str) -> None:
+    (*_, last) = serve(asked)
+    assert (last["event"], last["status"], last["error"]) == ("failed", "failed", error)
+    record = store.record(asked["digest"])
+    assert record is not None
+    assert (record.status, record.steps_done) == ("failed", 3)
+    assert record.error is not None
+    assert record.error.splitlines()[-1] == error
+    assert record.provenance.notes == ("2 ranks, ddp: not bit-exact unless verified",)
+    assert (store.path(asked["digest"]) / "checkpoints" / "step-00000003" / "COMPLETE").is_file()
+    assert not store.lock(asked["digest"]).taken()
+
+
+def test_a_rank_that_raises_ends_all_with_its_traceback(store: RunStore, text: Path, tmp_path: Path) -> None:
+    asked = breaking(store, text, tmp_path / "raising.py", 'raise RuntimeError("the belt came off")')
+    fails_and_keeps(store, asked, "rank 1: RuntimeError: the belt came off")
+    record = store.record(asked["digest"])
+    assert record is not None
+    assert "raising.py" in (record.error or "")
+    # Alone it does not break, and goes on from what was saved.
+    events = serve({**asked, "ranks": 1})
+    assert (events[0]["event"], events[0]["step"]) == ("started", 3)
+    assert (events[-1]["event"], events[-1]["status"], events[-1]["step"]) == ("done", "finished", 12)
+    assert "continued-elsewhere" in {finding["rule"] for finding in events[-1]["findings"]}
+
+
+def test_a_rank_that_is_killed_ends_all_with_its_signal(store: RunStore, text: Path, tmp_path: Path) -> None:
+    asked = breaking(store, text, tmp_path / "killed.py", "os.kill(os.getpid(), signal.SIGKILL)")
+    fails_and_keeps(store, asked, "rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.soak
+def test_a_rank_that_hangs_is_given_up(store: RunStore, text: Path, tmp_path: Path) -> None:
+    asked = breaking(store, text, tmp_path / "hanging.py", "time.sleep(3600)", rank_timeout=3.0)
+    (*_, last) = serve(asked)
+    assert (last["event"], last["status"]) == ("failed", "failed")
+    assert last["error"].startswith("rank 0: ")
+    assert "timed out" in last["error"].lower()
+    assert last["error"].endswith("; rank 1 did not answer and was ended")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_preflight_a_run_and_its_proof(store: RunStore, text: Path, tmp_path: Path, parallel: str) -> None:
+    config = make(text, train__steps=40)
+    asked = {**identity(config).dump(), "store": str(store.root), "ranks": 2, "parallel": parallel}
+    (*_, tried) = serve({**asked, "preflight_steps": 3})
+    assert (tried["status"], tried["preflight"]["steps"]) == ("preflight", 3)
+    assert not store.records()
+    assert serve(asked)[-1]["status"] == "finished"
+    record = store.record(asked["digest"])
+    assert record is not None
+    assert record.provenance.notes == (f"2 ranks, {parallel}: not bit-exact unless verified",)
+    assert (record.facts["ranks"], record.facts["parallel"]) == (2, parallel)
+    found = verify_resume(store, record.digest, kills=1, draws=3)
+    assert isinstance(found["bit_identical"], bool)
+    assert found["killed_at"]
