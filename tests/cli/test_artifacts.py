@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -11,18 +13,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from tests.cli.tiny import WINNOW, Ended, winnow, winnow_process, write_study
-from tests.records.fabricated import assert_whole, content, finished
+from tests.records.fabricated import HASTY, assert_whole, content, finished
 from tests.records.s3_server import Fault, S3Server
 from tests.study.studies import fake
 
 from winnow.cli.afterwards import run_command
+from winnow.records import remote
 from winnow.records.artifacts import pull
 from winnow.records.remote import Remote
 from winnow.records.store import RunStore
 from winnow.study import launch
+from winnow.study.uploads import Uploads
 
 SHORT = {"seeds = [0, 1, 2]\nlooks = [2, 3]": "seeds = [0]\nlooks = [1]"}
 URL_KEY, URL_SECRET = "KEYHUSH1KEYHUSH1", "urlHUSH2/urlHUSH2"
@@ -171,6 +176,47 @@ def test_a_run_that_fails_keeps_the_last_command_from_running(tmp_path: Path, mo
     ended = winnow("run", study, "--jobs", 1, "--artifacts", url, "--then", then, cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("full disk", "No space left on device; make room there"), ("dead remote", "cannot be written")]
+)
+def test_a_full_disk_and_a_dead_remote_stop_nothing_but_the_upload(
+    tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch, how: str, words: str
+) -> None:
+    study = write_study(tmp_path, changes=SHORT)
+    options = fake(tmp_path, {}, monkeypatch)
+    monkeypatch.setattr(launch, "Options", lambda **given: replace(options, **given))
+    monkeypatch.setattr(launch, "Uploads", lambda store, remote: Uploads(store, remote, HASTY))
+    then = f"{sys.executable} -c \"open('done', 'w')\""
+    url = f"file://{tmp_path}/remote" if how == "full disk" else server.bucket("dies")
+    command = ("run", study, "--jobs", 1, "--artifacts", url, "--then", then)
+    with monkeypatch.context() as patch:
+        if how == "full disk":
+            patch.setattr(remote.shutil, "copyfileobj", copy_to_a_full_disk)
+        else:
+            server.faults.append(Fault("drop", after=1))  # the preflight arrives, nothing after it
+        ended = winnow(*command, cwd=tmp_path)
+    server.faults.clear()
+    assert ended.code == 1, ended.err
+    assert f"error: 1 run not uploaded to {url}: control seed 0" in ended.err
+    assert words in ended.err
+    assert "--then was not run" in ended.err
+    assert not (tmp_path / "done").exists()
+    (record,) = RunStore(tmp_path / "winnow-store").records().values()
+    assert record.status == "finished"
+    ended = winnow(*command, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "done").exists()
+
+
+def copy_to_a_full_disk(source: BinaryIO, into: BinaryIO, length: int) -> None:
+    """Room for what the preflight writes, and for the first half of anything else."""
+    data = source.read()
+    if len(data) > 64:
+        into.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    into.write(data)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def first_moves(operation: Operation, trace: list[dict[str, Tensor]]) -> dict[st
 
 
 @pytest.mark.parametrize("kind", ["softmax", "selective"])
-@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("at", ["start", pytest.param("end", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("init", INITS)
 def test_the_order_of_waking_is_the_one_by_hand_and_the_one_in_training(kind, at, init):
     operation = grafted(gpt(attention={"kind": kind}), AddHeads(at=at, init=init))
@@ -107,11 +107,18 @@ def test_the_order_of_waking_is_the_one_by_hand_and_the_one_in_training(kind, at
 SELECTORS = {"kind": "selectors", "n_heads": 2}
 LATENT = {"kind": "latent", "n": 2}
 COMBINATION = {"kind": "linear_combination", "bias": True}
-OTHERS: list[tuple[dict[str, Any], tuple[GraftConfig, ...]]] = [
+FROZEN = SwitchAttention.model_validate(
+    {"attention": {"kind": "selective", "scores": {**COMBINATION, "lr_multiplier": 0.0}}}
+)
+OTHERS: list[Any] = [
     ({"positions": "rotary", "bias": False}, (AddHeads(init="ko_zero"),)),
     ({"positions": "none", "tied": False, "norm": {"kind": "rmsnorm"}}, (AddHeads(n=2, init="ko_zero"),)),
     *(
-        ({"attention": {"kind": "selective", **options}}, (AddHeads(at="start", init=init),))
+        pytest.param(
+            {"attention": {"kind": "selective", **options}},
+            (AddHeads(at="start", init=init),),
+            marks=[pytest.mark.soak] if init == "o_zero" else [],
+        )
         for options in (
             {"gate": {"leak": 0.1}},
             {"gate": {"leak": 0.1, "relu_after": True}},
@@ -130,8 +137,9 @@ OTHERS: list[tuple[dict[str, Any], tuple[GraftConfig, ...]]] = [
     ),
     *(
         ({}, (SwitchAttention.model_validate({"attention": {"kind": "selective", "scores": scores}}),))
-        for scores in (COMBINATION, LATENT, SELECTORS, {**COMBINATION, "lr_multiplier": 0.0})
+        for scores in (COMBINATION, LATENT, SELECTORS)
     ),
+    ({}, (FROZEN,)),
     (
         {},
         (
@@ -148,7 +156,7 @@ def test_other_mechanisms_wake_as_predicted(changes, grafts):
     moves = first_moves(operation, after_updates(operation, 5))
     frozen = moves.keys() - operation.report.wakes.keys()
     assert all(moves[name] is None for name in frozen)
-    assert bool(frozen) == (grafts == OTHERS[-2][1])
+    assert bool(frozen) == (grafts == (FROZEN,))
     assert {name: moves[name] for name in operation.report.wakes} == operation.report.wakes
 
 

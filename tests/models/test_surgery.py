@@ -143,7 +143,7 @@ MECHANISMS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", MECHANISMS)
-@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("at", [pytest.param("start", marks=pytest.mark.soak), "end"])
 def test_what_a_mechanism_learns_per_head_follows_its_head(options, at):
     """A head that adds nothing leaves the others as they were: their masks and mixes have moved with them."""
     config = gpt(attention={**SELECTIVE, **options})

@@ -10,8 +10,12 @@ from pathlib import Path
 from tests.fakes import fake_provenance
 
 from winnow.records.manifest import folder_of, parse_manifest
+from winnow.records.patience import Patience
 from winnow.records.run import Label, RunIdentity, RunRecord, Status
 from winnow.records.store import OpenRun, RunStore
+
+HASTY = Patience(attempts=4, first=0.01, most=0.02)
+RUN = "abcd0001"
 
 
 def identity(digest: str = "abcd0001", arm: str = "a") -> RunIdentity:

@@ -67,6 +67,46 @@ def test_a_setting_without_effect(tmp_path: Path):
     assert rules(found) == {"no-effect"}
 
 
+RESUMES = {"run": "first/self", "mode": "resume", "identity": "p", "step": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"init_from": RESUMES}, "supported"),
+        ({"init_from": {**RESUMES, "mode": "restart"}}, "invalid"),
+        ({"init_from": RESUMES, "train": {"steps": 10, "clip": 9.0}}, "invalid"),
+    ],
+)
+def test_only_a_resumed_arm_may_be_the_uninterrupted_one(tmp_path: Path, changes: dict[str, Any], status: str):
+    text = TEXT.replace(
+        '"dead better-than control on val/ce smallest 0.01"', '"dead equal-to control on val/ce within 0.01"'
+    )
+    study, store = made_up(tmp_path, text)
+    run_all(study, store)
+    for seed in range(3):
+        same = {"weights": f"w{seed}", "trace": f"t{seed}", "value": 2.0 + seed / 100}
+        before = run(study, store, "control", seed, **same)
+        run(study, store, "dead", seed, config={**before.config, **changes}, **same)
+    found = compare(study, store)
+    assert statuses(found) == ["supported", status]
+    assert rules(found) == (set() if status == "supported" else {"no-effect"})
+
+
+def test_two_places_of_one_parent_are_the_same_on_purpose_and_two_parents_are_not(tmp_path: Path):
+    text = TEXT.replace(
+        '"dead better-than control on val/ce smallest 0.01"', '"dead equal-to good on val/ce within 0.01"'
+    )
+    for place, (other, status) in enumerate((({"step": 6}, "supported"), ({"identity": "q"}, "invalid"))):
+        study, store = made_up(tmp_path / str(place), text)
+        run_all(study, store)
+        for seed in range(3):
+            same = {"weights": f"w{seed}", "trace": f"t{seed}", "value": 2.0 + seed / 100}
+            for arm, start in (("good", RESUMES), ("dead", {**RESUMES, **other})):
+                run(study, store, arm, seed, config={"train": {"steps": 10}, "init_from": start}, **same)
+        assert statuses(compare(study, store))[1] == status
+
+
 def test_an_invalid_run_makes_its_claims_invalid(tmp_path: Path):
     study, store = made_up(tmp_path)
     run_all(study, store)

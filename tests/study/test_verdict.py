@@ -133,6 +133,22 @@ def test_identical_runs_are_invalid_and_lend_no_noise() -> None:
         assert judge(text, more, UNPAIRED).numbers["pairs"] == judge(text, observed(plain), UNPAIRED).numbers["pairs"]
 
 
+def test_twins_that_are_identical_are_equal_and_others_are_judged_by_their_noise() -> None:
+    """By construction the same: 0 is then the difference itself, whatever noise other pairs would lend."""
+    values = arms(seed=6, a=0.0)
+    values["a"] = list(values["control"])
+    twins = [("a", "control")]
+    found = judge("a equal-to control on m within 0.001", observed(values), twins=twins)
+    assert (found.status, found.effect, found.low, found.high) == ("supported", 0.0, 0.0, 0.0)
+    assert judge("a better-than control on m smallest 0.1", observed(values), twins=twins).status == "refuted"
+    assert judge("a better-than control on m", observed(values), twins=twins).status == "undecided"
+    others = "x better-than control on m"
+    assert judge(others, observed(values), twins=twins).numbers == judge(others, observed(values)).numbers
+    values["a"][0] += 0.5
+    apart = "a equal-to control on m within 0.001"
+    assert judge(apart, observed(values), twins=twins).numbers == judge(apart, observed(values)).numbers
+
+
 def test_one_identical_pair_makes_a_ranking_invalid() -> None:
     values = arms(seed=6)
     values["y"] = list(values["x"])

@@ -1,8 +1,8 @@
 """A process that imports torch once and forks the ranks of a run for each request line.
 
 Lines in: {"config", "seed", "ranks", "parallel", "steps", "from"?: folder of a checkpoint to go on from,
-"to"?: folder to save one in, "explain"?: bool, "timeout"?: seconds}. Lines out: what rank 0 saw, see `lead`; what a
-rank raised goes to `error`.
+"to"?: folder to save one in, "parent"?: {"config", "from"} that `config.init_from` stands for, "timeout"?: seconds}.
+Lines out: what rank 0 saw, see `lead`; what a rank raised goes to `error`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from winnow.attention import AttentionConfig
 from winnow.tasks.base import TaskConfig
 from winnow.train import checkpoint
+from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig
 from winnow.train.device import prepare
 from winnow.train.distributed import joined
 from winnow.train.group import ALONE, Group
-from winnow.train.loop import Loop
+from winnow.train.loop import Loop, build_task
 from winnow.train.ranks import LOOPBACK
+from winnow.train.start import Parent
 
 CPU = torch.device("cpu")
 AttentionConfig.members["charged"] = mechanisms.CHARGED
@@ -37,11 +39,9 @@ TaskConfig.members["masked"] = rank_parts.MASKED
 def lead(asked: dict[str, Any], group: Group) -> dict[str, Any]:
     """Do what is asked for, alone or as rank 0."""
     config = RunConfig.model_validate(asked["config"])
-    loop = Loop(config, seed=asked["seed"], device=CPU, group=group)
+    loop = Loop(config, seed=asked["seed"], device=CPU, group=group, parent=parent_of(asked, config))
     if "from" in asked:
-        found = checkpoint.load_newest(Path(asked["from"]), "0" * 16).snapshot
-        assert found is not None
-        loop.restore(found)
+        loop.restore(newest(asked["from"]))
     evaluations, insides, updates = [], [], []
     while loop.step < asked["steps"]:
         evaluations += [loop.evaluate()] if loop.evaluation_due else []
@@ -68,6 +68,32 @@ def lead(asked: dict[str, Any], group: Group) -> dict[str, Any]:
     }
 
 
+def newest(folder: str) -> Snapshot:
+    found = checkpoint.load_newest(Path(folder), "0" * 16).snapshot
+    assert found is not None
+    return found
+
+
+def parent_of(asked: dict[str, Any], config: RunConfig) -> Parent | None:
+    """What the run starts from: a checkpoint of another config's, as a store would have it."""
+    if "parent" not in asked:
+        return None
+    assert config.init_from is not None
+    before = RunConfig.model_validate(asked["parent"]["config"])
+    task = build_task(before.task)[0]
+    return Parent(
+        "the parent",
+        config.init_from.identity,
+        before.grown,
+        newest(asked["parent"]["from"]),
+        task.vocab_size,
+        before.task.context,
+        config=before,
+        seed=asked["seed"],
+        data=task.digest,
+    )
+
+
 def rank_of(asked: dict[str, Any], rank: int, port: int, answers: int) -> None:
     try:
         with joined(rank, asked["ranks"], port, asked["parallel"], CPU, asked.get("timeout", 60.0)) as group:
@@ -87,15 +113,22 @@ def rank_of(asked: dict[str, Any], rank: int, port: int, answers: int) -> None:
 
 def ranks_of(asked: dict[str, Any]) -> dict[str, Any]:
     """Fork the ranks, wait for them, hand on the answer."""
-    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
     reading, writing = os.pipe()
-    children = []
+    children, tellings = [], []
     for rank in range(asked["ranks"]):
+        told, telling = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(reading)
-            rank_of(asked, rank, store.port, writing)
+            rank_of(asked, rank, int(os.read(told, 16)), writing)
+        os.close(told)
         children.append(child)
+        tellings.append(telling)
+    # After the forks: a child of a process with the store's thread could inherit a lock that nobody lets go.
+    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    for telling in tellings:
+        os.write(telling, str(store.port).encode())
+        os.close(telling)
     os.close(writing)
     with open(reading, "rb") as answers:
         answer = answers.read()

@@ -21,6 +21,7 @@ from tests.train.test_worker import with_source
 
 from winnow.errors import InputError
 from winnow.records.store import RunStore
+from winnow.train import ranks as train_ranks
 from winnow.train.config import RunConfig, split_ranks
 from winnow.train.sources import load_sources
 from winnow.train.verify import verify_resume
@@ -61,7 +62,7 @@ def ask() -> Iterator[Ask]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONPATH": str(forker.parents[2]),
+        "PYTHONPATH": os.pathsep.join([str(forker.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     server = subprocess.Popen(
         [sys.executable, str(forker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -127,32 +128,63 @@ def test_every_case(ask: Ask, text: Path, case: str, ranks: int, parallel: str) 
     check(ask, text, case, ranks, parallel)
 
 
-def go_on(ask: Ask, text: Path, folder: Path, first: tuple[int, str], then: tuple[int, str]) -> None:
+def go_on(ask: Ask, text: Path, folder: Path, *parts: tuple[int, str]) -> None:
+    """One run in parts, each on ranks of its own; the last one ends it."""
     config = table(text, **BASE, **CASES["unequal"])
-    whole = ask(config)
-    ask(config, *first, steps=10, to=str(folder))
-    files = {path.name for path in (folder / "step-00000010").iterdir()}
-    assert files == {"weights.safetensors", "moments.safetensors", "progress.json", "manifest.json", "COMPLETE"}
-    rest = ask(config, *then, **{"from": str(folder)})
+    whole, before = ask(config), {}
+    for number, part in enumerate(parts[:-1], 1):
+        step = 20 * number // len(parts)
+        ask(config, *part, steps=step, to=str(folder / part[1] / str(number)), **before)
+        before = {"from": str(folder / part[1] / str(number))}
+        files = {path.name for path in (Path(before["from"]) / f"step-{step:08d}").iterdir()}
+        assert files == {"weights.safetensors", "moments.safetensors", "progress.json", "manifest.json", "COMPLETE"}
+    rest = ask(config, *parts[-1], **before)
+    assert len(rest["updates"]) == 20 - step
     for part in ("updates", "evaluations", "insides"):
-        whole[part] = whole[part][-len(rest[part]) :]
-    assert len(rest["updates"]) == 10
+        whole[part] = whole[part][len(whole[part]) - len(rest[part]) :]
     assert_close(rest, whole)
 
 
 def test_from_parts_on_two_ranks_to_one_process(ask: Ask, text: Path, tmp_path: Path) -> None:
-    go_on(ask, text, tmp_path / "checkpoints", (2, "fsdp"), (1, "ddp"))
+    go_on(ask, text, tmp_path, (2, "fsdp"), (1, "ddp"))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("first", "then"),
-    [((1, "ddp"), (4, "ddp")), ((1, "ddp"), (4, "fsdp")), ((2, "ddp"), (4, "fsdp")), ((4, "fsdp"), (2, "ddp"))],
+    "parts",
+    [
+        ((1, "ddp"), (4, "ddp")),
+        ((1, "ddp"), (4, "fsdp")),
+        ((2, "ddp"), (4, "fsdp")),
+        ((4, "fsdp"), (2, "ddp")),
+        ((2, "ddp"), (1, "ddp"), (4, "ddp")),
+        ((2, "fsdp"), (1, "ddp"), (4, "fsdp")),
+    ],
+    ids=str,
 )
 def test_from_any_number_of_ranks_to_any(
-    ask: Ask, text: Path, tmp_path: Path, first: tuple[int, str], then: tuple[int, str]
+    ask: Ask, text: Path, tmp_path: Path, parts: tuple[tuple[int, str], ...]
 ) -> None:
-    go_on(ask, text, tmp_path / "checkpoints", first, then)
+    go_on(ask, text, tmp_path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "mode"),
+    [("ddp", "restart"), pytest.param("fsdp", "restart", marks=pytest.mark.soak),
+     pytest.param("ddp", "resume", marks=pytest.mark.soak), pytest.param("fsdp", "resume", marks=pytest.mark.soak)],
+)  # fmt: skip
+def test_a_run_with_a_parent_and_a_graft(ask: Ask, text: Path, tmp_path: Path, parallel: str, mode: str) -> None:
+    config = table(text, **BASE)
+    ask(config, steps=10, to=str(tmp_path / "parent"))
+    start = {"run": "test/control", "identity": "0" * 64, "mode": mode, "step": 10}
+    graft = [] if mode == "resume" else [{"kind": "add-heads", "n": 2, "init": "ko_zero"}]
+    child = {**config, "init_from": start, "graft": graft}
+    parent = {"config": config, "from": str(tmp_path / "parent")}
+    whole, found = (ask(child, ranks, parallel, parent=parent) for ranks in (1, 2))
+    assert_close(found, whole)
+    assert len(whole["updates"]) == (10 if mode == "resume" else 20)
+    untouched = ask(config)["updates"]
+    assert (whole["updates"] == untouched[10:]) == (mode == "resume")
 
 
 @pytest.mark.soak
@@ -283,8 +315,10 @@ def breaking(store: RunStore, text: Path, file: Path, how: str, **more: Any) -> 
 
 
 def fails_and_keeps(store: RunStore, asked: dict[str, Any], error: str) -> None:
-    (*_, last) = serve(asked)
-    assert (last["event"], last["status"], last["error"]) == ("failed", "failed", error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_ranks, "GRACE_SECONDS", 300.0)  # a slow machine's ranks say what they saw all the same
+        (*_, last) = serve(asked)
+    assert (last["event"], last["status"], last.get("error")) == ("failed", "failed", error)
     record = store.record(asked["digest"])
     assert record is not None
     assert (record.status, record.steps_done) == ("failed", 3)
@@ -311,6 +345,17 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(store: RunStore, text: P
 def test_a_rank_that_is_killed_ends_all_with_its_signal(store: RunStore, text: Path, tmp_path: Path) -> None:
     asked = breaking(store, text, tmp_path / "killed.py", "os.kill(os.getpid(), signal.SIGKILL)")
     fails_and_keeps(store, asked, "rank 1 was killed by SIGKILL")
+
+
+def test_a_rank_that_cannot_even_start_says_why(
+    store: RunStore, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = "import sys\nif 'winnow.train.rank' in sys.orig_argv:\n    sys.modules['winnow.train.device'] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(absent)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (*_, last) = serve({**identity(make(text)).dump(), "store": str(store.root), "ranks": 2})
+    assert (last["event"], last["status"]) == ("failed", "failed")
+    assert "ModuleNotFoundError: import of winnow.train.device halted" in last["error"]
 
 
 @pytest.mark.soak

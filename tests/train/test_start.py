@@ -94,7 +94,7 @@ def hashed(batches: list[Batch]) -> str:
     "changes",
     [
         {},
-        ACCUMULATING,
+        pytest.param(ACCUMULATING, marks=pytest.mark.soak),
         {"model__attention": SELECTIVE, **ACCUMULATING, "evaluation__inside": 5},
         {"model__attention": NOISY, **ACCUMULATING},
     ],
@@ -165,7 +165,9 @@ def run_child_weights(store: RunStore, parent: RunRecord, text: Path, moments: b
     return record.weights
 
 
-@pytest.mark.parametrize("stops", [(1,), (3, 6), (9,)])
+@pytest.mark.parametrize(
+    "stops", [pytest.param((1,), marks=pytest.mark.soak), (3, 6), pytest.param((9,), marks=pytest.mark.soak)]
+)
 def test_a_stopped_child_goes_on_without_its_parent(
     store: RunStore, text: Path, tmp_path: Path, stops: tuple[int, ...]
 ) -> None:

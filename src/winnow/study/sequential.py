@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from winnow.study.claims import Claim
 from winnow.study.distributions import fisher_exact
 from winnow.study.evidence import Evidence
-from winnow.study.intervals import Contrast, Schedule, paired_contrast, unpaired_contrast
+from winnow.study.intervals import Contrast, Schedule, exact_contrast, paired_contrast, unpaired_contrast
 from winnow.study.noise import Prior, moments
 from winnow.study.observations import Observations, Seed
 from winnow.study.ordering import kendall_draws
@@ -55,7 +55,8 @@ class Sequencer:
     """Reads one metric's observations for many claims; noise that several claims borrow is computed once.
 
     looks: declared seeds per look; None: one look at everything; empty: open-ended. pairs: the study's pairs, which
-    lend their noise to each other. excluded: arms whose runs are invalid and lend nothing.
+    lend their noise to each other. excluded: arms whose runs are invalid and lend nothing. twins: pairs of arms that
+    are the same by construction.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Sequencer:
         prior: Prior | None = None,
         pairs: Iterable[Pair] = (),
         excluded: Collection[str] = (),
+        twins: Collection[Pair] = (),
     ) -> None:
+        self.twins = frozenset(twins)
         self.observations = observations
         self.looks = looks
         self.paired = paired
@@ -142,6 +145,8 @@ class Sequencer:
         counts = [stage.seeds] if stage.open_ended or stage.seeds is None else list(stage.declared)
         used = [self.values(claim, pair, count) for count in counts]
         a, b = used[-1]
+        if pair in self.twins and len(a) >= 2 and a == b:
+            return exact_contrast(len(a))
         schedule = Schedule(tuple((len(x), len(y)) for x, y in used), stage.declared, stage.last, stage.open_ended)
         if self.paired:
             differences = [x - y for x, y in zip(a, b, strict=True)]
@@ -182,12 +187,12 @@ class Sequencer:
         a, b = window[pair[0]].values(), window[pair[1]].values()
         return Divergences(sum(x is None for x in a), len(a), sum(y is None for y in b), len(b))
 
-    def identical(self, claim: Claim, twins: Collection[Pair]) -> Pair | None:
-        """A pair of the claim whose runs ended bit-identical on two or more common seeds, on all of them; none of
-        `twins`, which are meant to."""
+    def identical(self, claim: Claim) -> Pair | None:
+        """A pair of the claim whose runs ended bit-identical on two or more common seeds, on all of them, although they
+        are no twins."""
         outcomes = self.observations.outcomes
         for a, b in claim.pairs:
-            if (a, b) in twins or (b, a) in twins:
+            if (a, b) in self.twins:
                 continue
             seeds = self.observations.common((a, b))
             if len(seeds) >= 2 and all(

@@ -21,7 +21,7 @@ from winnow.study.noise import Prior
 from winnow.study.observations import Observations
 from winnow.study.planning import more_seeds
 from winnow.study.report import Shown, explain, numbers, shown
-from winnow.study.sequential import Sequencer
+from winnow.study.sequential import Pair, Sequencer
 
 
 class DecisionRule(Config):
@@ -94,8 +94,8 @@ def judge_claims(
     observations: one metric's, or by metric. looks: declared seeds per arm at each look, rising; None: one look at
     everything there is. prior: the noise ledger's word, from other arms than these (by metric, or for all); used by
     unpaired designs. invalid: reasons by claim id or arm; such claims get no verdict and such arms lend no noise.
-    budget: printed with each verdict; by claim id where claims have different ones. twins: pairs of arms that are meant
-    to be identical, so that equal values at every seed are a result and no defect.
+    budget: printed with each verdict; by claim id where claims have different ones. twins: pairs of arms that are
+    the same by construction, in the claims' order: equal values at every seed are then a result and no defect.
 
     Raises InputError for looks that do not rise and for metrics without observations.
     """
@@ -132,12 +132,13 @@ class _Court:
                 prior=prior.get(metric) if isinstance(prior, Mapping) else prior,
                 pairs=[*beside_control, *(pair for claim in claims if claim.metric == metric for pair in claim.pairs)],
                 excluded=[name for name in invalid if name in observed.values],
+                twins=twins,
             )
         self.invalid: dict[str, str] = {}
         for claim in claims:
             if claim.metric not in self.sequencers:
                 raise InputError(f"there are no values of {claim.metric!r}", key=f"claims.{claim.id}")
-            reason = _why_invalid(claim, self.sequencers[claim.metric], invalid, twins)
+            reason = _why_invalid(claim, self.sequencers[claim.metric], invalid)
             if reason is not None:
                 self.invalid[claim.id] = reason
         self.decisions = self._decide()
@@ -179,13 +180,11 @@ def _checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[i
     return looks[-1:] if rule.correction == "screen" else looks
 
 
-def _why_invalid(
-    claim: Claim, sequencer: Sequencer, invalid: Mapping[str, str], twins: Collection[Pair]
-) -> str | None:
+def _why_invalid(claim: Claim, sequencer: Sequencer, invalid: Mapping[str, str]) -> str | None:
     for name in (claim.id, *claim.all_arms):
         if name in invalid:
             return invalid[name]
-    pair = sequencer.identical(claim, twins)
+    pair = sequencer.identical(claim)
     if pair is None:
         return None
     return f"{pair[0]} and {pair[1]} gave identical values at every seed: what differs between them had no effect"
