@@ -111,7 +111,9 @@ def check(ask: Ask, text: Path, case: str, ranks: int, parallel: str) -> None:
         assert found["findings"] == whole["findings"]
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
+@pytest.mark.parametrize(
+    ("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.soak)]
+)
 def test_ranks_are_one_process_up_to_the_order_of_additions(ask: Ask, text: Path, ranks: int, parallel: str) -> None:
     check(ask, text, "unequal", ranks, parallel)
 
@@ -131,7 +133,7 @@ def test_every_case(ask: Ask, text: Path, case: str, ranks: int, parallel: str) 
 def go_on(ask: Ask, text: Path, folder: Path, *parts: tuple[int, str]) -> None:
     """One run in parts, each on ranks of its own; the last one ends it."""
     config = table(text, **BASE, **CASES["unequal"])
-    whole, before = ask(config), {}
+    whole, before, step = ask(config), {}, 0
     for number, part in enumerate(parts[:-1], 1):
         step = 20 * number // len(parts)
         ask(config, *part, steps=step, to=str(folder / part[1] / str(number)), **before)
@@ -347,6 +349,7 @@ def test_a_rank_that_is_killed_ends_all_with_its_signal(store: RunStore, text: P
     fails_and_keeps(store, asked, "rank 1 was killed by SIGKILL")
 
 
+@pytest.mark.soak
 def test_a_rank_that_cannot_even_start_says_why(
     store: RunStore, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
