@@ -17,7 +17,7 @@
 | loss-divergence | the smoothed loss is far above its start; the run becomes `diverged` | warning | here |
 | first-loss | step-0 loss is below ln(vocab) (invalid) or far above it (warning) | both | here |
 | start-exploded | the starting weights are far worse than the parent's | warning | here |
-| dead-by-construction | a graft starts slices that no gradient can reach | warning | here |
+| dead-by-construction | a graft starts slices that no gradient can reach | invalid | here |
 | warmup-only | warm-up lasts as long as the run, so the peak rate is never held | warning | here |
 | steps-missing | the optimizer did not do as many updates as were asked for | invalid | here |
 | unread-option | an option that was set was never read while the run was built and run | warning | here |
@@ -177,9 +177,10 @@ def dead_by_construction(dead: Sequence[str]) -> list[Finding]:
     """Fresh slices of a graft that no update can ever change. dead: their names."""
     if not dead:
         return []
-    message = f"{', '.join(dead)}: started so that no gradient can ever arrive, what was grafted stays what it is"
+    more = f" and {len(dead) - 1} more slices" if len(dead) > 1 else ""
+    message = f"{dead[0]}{more}: started so that no gradient can ever arrive, what was grafted stays what it is"
     mend = "choose another `init` of the graft: ko_zero changes the function as little, and learns"
-    return [Finding(rule="dead-by-construction", severity="warning", message=message, where=dead[0], mend=mend)]
+    return [Finding(rule="dead-by-construction", severity="invalid", message=message, where=dead[0], mend=mend)]
 
 
 def warmup_only(train: TrainConfig) -> Finding | None:
