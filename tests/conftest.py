@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: results and tim
 if "WINNOW_TEST_CACHE" not in os.environ:  # one for all workers; nothing is read from or left in the user's own
     os.environ["WINNOW_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="winnow-cache-")
 
+import torch
 from jaxtyping import install_import_hook
 
 # Not the files of Triton kernels: the hook would wrap functions whose source a compiler reads.
@@ -22,6 +23,12 @@ kernels = [
     if not path.stem.startswith("triton_")
 ]
 install_import_hook(["winnow.attention", *kernels, "winnow.models"], "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Training flushes denormals in its thread; hypothesis, in the same one, draws from them."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
