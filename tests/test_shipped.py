@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
@@ -27,9 +28,15 @@ TOY = {
     "base.task.source": "text.py",
 }
 
+# Steps that an arm or one study of a notebook names.
+STEPS = {r"\bkeep = \[\d+\]": "keep = [2]", r"\bstep = \d+": "step = 2", r"\btrain\.steps = \d+": "train.steps = 3"}
+
 
 def opened(path: Path, folder: Path) -> Source:
-    shutil.copy(path, folder / path.name)
+    text = path.read_text(encoding="utf-8")
+    for written, toy in STEPS.items():
+        text = re.sub(written, toy, text)
+    (folder / path.name).write_text(text, encoding="utf-8")
     shutil.copy(Path(argparse.__file__), folder / "text.py")
     return open_source(folder / path.name, TOY)
 
