@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from tests.cli.tiny import WINNOW, Ended, winnow, write_study
 
-from winnow.cli import main
+from winnow.cli import main, running
 from winnow.notebook.document import Document
-from winnow.study import launch
+from winnow.notebook.execute import Results, Source, Written, write_results
+from winnow.study import freshness, launch
 
 CLEAN = """\
 arms.wide = { model.d_ff = 128 }
@@ -35,7 +37,17 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     study.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "resolve", no_second_time)
+        patch.setattr(running, "write_results", noted)
         return folder, winnow("run", "lab.md", "--jobs", 1, cwd=folder)
+
+
+IN_BETWEEN: list[str] = []
+"""What was written into the clean notebook, one text for each write."""
+
+
+def noted(source: Source, results: dict[str, Results], locks: Path) -> Written:
+    IN_BETWEEN.append(results["tiny"].markdown)
+    return write_results(source, results, locks)
 
 
 def no_second_time(*_: object, **__: object) -> None:
@@ -68,6 +80,19 @@ def test_results_stand_under_the_cell_and_the_rest_of_the_notebook_is_untouched(
         assert (folder / f"tiny.{kind}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_results_are_written_as_they_come(clean):
+    folder, _ = clean
+    assert "*In progress: 0 of at most 8 runs are recorded, 8 planned (6 for the first look).*" in IN_BETWEEN[0]
+    counts = [int(found[1]) for text in IN_BETWEEN if (found := re.search(r"In progress: (\d+) of", text))]
+    assert counts == sorted(counts)
+    assert any(0 < count < 8 for count in counts), counts
+    block = Document.read(folder / "lab.md").block("tiny")
+    assert block is not None
+    assert block.content.strip() == IN_BETWEEN[-1].strip()
+    assert "In progress" not in block.content
+    assert "planned" not in block.content
+
+
 def test_run_again_it_runs_nothing_and_says_and_writes_the_same(clean):
     folder, first = clean
     # A lock says who held it last, the index is derived; everything else must stand.
@@ -79,6 +104,23 @@ def test_run_again_it_runs_nothing_and_says_and_writes_the_same(clean):
     assert "8 recorded" in again.err, "at the second look only the open claim's arms run"
     assert "look 1" not in again.err
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_no_op_reads_no_data_and_starts_no_torch(clean, monkeypatch: pytest.MonkeyPatch):
+    folder, first = clean
+    monkeypatch.setattr(freshness, "_BEGAN", time.time_ns())  # as in a process that began after the text was written
+    assert winnow("check", "lab.md", cwd=folder).code == 0
+    before = (folder / "lab.md").read_bytes()
+    code = (
+        "import sys; from winnow.cli import main\n"
+        "try: main(['run', 'lab.md'])\n"
+        "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.endswith("False False\n"), ended.stderr
+    assert ended.stdout == first.out
+    assert (folder / "lab.md").read_bytes() == before
 
 
 def test_why_show_table_and_status_speak_of_the_same_runs(clean):

@@ -140,6 +140,52 @@ def test_binary_and_huge_files_are_refused():
         parse(b"x" * (64 * 2**20 + 1))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```toml study```\nprose\n",  # a code span, on one line
+        "``` ```toml study\n",
+        "prose with ```toml study``` inside\n",
+        "`````\n````toml study\nid = 1\n````\n`````\n",
+        '\t```toml study\n\tid = "a"\n\t```\n',  # a tab is four columns: indented code
+        "```toml studyhall\n```\n",
+    ],
+)
+def test_fences_that_look_like_cells(text: str):
+    document = parse(text)
+    assert document.cells == ()
+    assert document.with_results({}) == text.encode()
+
+
+def test_tabs_in_a_cell_are_kept_and_may_stand_in_the_info_string():
+    document = parse('```toml\tstudy\nid\t=\t"a"\t\n```\t\n')
+    assert document.cells[0].text == 'id\t=\t"a"\t\n'
+    assert document.cells[0].study == "a"
+
+
+def test_content_on_the_opening_line_is_no_part_of_the_cell():
+    (cell,) = parse('```toml study id = "b"\nid = "a"\n```\n').cells
+    assert (cell.study, cell.text) == ("a", 'id = "a"\n')
+
+
+def test_fifty_megabytes_are_read_and_written_back():
+    """Length is no reason to fail: prose, fences and a table around two cells, 50 MB of it."""
+    part = "# Title\n\n" + ("Words of prose that go on and on, with `code` and <b>HTML</b>. " * 40 + "\n") * 150
+    part += "\n```text\n" + ("output " * 60 + "\n") * 300 + "```\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\n"
+    many = part * (50_000_000 // (2 * len(part)) + 1)
+    text = many + CELL + "\n" + many + CELL.replace('"a"', '"b"')
+    assert len(text) > 50_000_000
+    document = parse(text)
+    assert [cell.study for cell in document.cells] == ["a", "b"]
+    line = text[: text.index(CELL)].count("\n") + 1
+    assert document.cells[0].opening_line == line
+    written = document.with_results({"a": "R"})
+    assert (
+        written
+        == (many + CELL.rstrip("\n") + "\n\n" + render_block("a", "R") + text[len(many) + len(CELL) - 1 :]).encode()
+    )
+
+
 def test_results_may_not_hold_a_marker():
     with pytest.raises(ValueError, match="opens a block"):
         render_block("a", "fine\n" + CLOSING + "\nbad")
@@ -164,6 +210,16 @@ FRAGMENTS = st.sampled_from(
         CLOSING,
         "| a | b |",
         "\x0c\u2028",
+        "---\ntitle: T\n---",
+        "---\n```toml study\n---",
+        "---",
+        "\t```toml study\n\tid = 1\n\t```",
+        "```inline ``` ticks ```",
+        "``` content on the opening line",
+        "`````md\n````\n```toml study\n````\n`````",
+        "~~~ toml study\n```\n~~~~",
+        "<details>\n\n```\nshown\n```\n\n</details>",
+        "[x]: /y\n",
     ]
 )
 

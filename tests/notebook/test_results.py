@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from tests.fakes import fake_provenance
+from tests.study.planned import made_up, run
 
 from winnow.notebook.document import Document
-from winnow.notebook.results import decimals, escape, table
+from winnow.notebook.results import decimals, escape, link, results_markdown, table
+from winnow.study.compare import compare
+from winnow.study.succession import Place
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40) | st.sampled_from(
     ["<!-- /winnow -->", "<script>x</script>", "a | b", "`code`", "**b**", "[x](http://y)", "__a__ a_b", "\\|", "&lt;"]
@@ -42,3 +48,37 @@ def test_no_text_can_end_the_block(text: str):
 
 def test_decimals_show_two_digits_of_a_half_width():
     assert [decimals(width) for width in (0.002, 0.05, 3.0, 0.0, None)] == [4, 3, 1, 4, 4]
+
+
+def made_with(folder: Path, *versions: dict) -> str:
+    """The last line of the results of runs made by these versions, one run of each."""
+    study, store = made_up(folder)
+    for seed, version in enumerate(versions):
+        run(study, store, "control", seed, provenance=fake_provenance(**version))
+    return results_markdown(compare(study, store), [], folder / "lab.md", heading=False).strip().split("\n")[-1]
+
+
+def test_the_code_is_pinned_by_what_can_be_checked_out(tmp_path: Path):
+    one, two = "1" * 40, "2" * 40
+    assert made_with(tmp_path / "a", {}).startswith("<sub>Made with code c0dec0dec0de; torch")
+    said = made_with(tmp_path / "b", {"package_commit": one, "commit": two})
+    assert f"code c0dec0dec0de, Winnow at commit {one}, the study at commit {two};" in said
+    same = made_with(tmp_path / "c", {"package_commit": one, "commit": one})
+    assert same.count(one) == 1, "the study lies in Winnow's own repository"
+    changed = {"package_commit": one, "package_dirty": True, "commit": two, "dirty": True, "diff_sha256": "d" * 64}
+    said = made_with(tmp_path / "d", changed)
+    assert f"Winnow at commit {one}, with changes in no commit" in said
+    assert f"the study at commit {two}, with changes in no commit (diff {'d' * 12})" in said
+
+
+def test_several_versions_of_the_code_are_counted(tmp_path: Path):
+    said = made_with(tmp_path, {"code": "b" * 16}, {"code": "a" * 16}, {"code": "a" * 16})
+    assert "Made with 2 versions: code aaaaaaaaaaaa (2 runs), code bbbbbbbbbbbb (1 run);" in said
+
+
+def test_links_are_relative_and_quoted(tmp_path: Path):
+    here = tmp_path / "labs" / "mine.md"
+    assert link(Place("a", here), here) == "[a](#study-a)"
+    assert link(Place("a", tmp_path / "other (2).md"), here) == "[a](../other%20%282%29.md#study-a)"
+    assert link(Place("a_b", tmp_path / "labs" / "s.toml"), here) == "[a_b](s.results.md#study-a_b)"
+    assert link(Place("a", None), here) == "a"

@@ -217,3 +217,50 @@ def test_a_set_study_has_a_plan_of_its_own(tmp_path: Path):
     changed = parse_study(TEXT, tmp_path / "made-up.toml", changes={"base.train.steps": 3})
     assert load_plan(store, changed) is None
     assert load_plan(store, read(tmp_path)) is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("arms.good = { model.width = 2 }", "arms.good = { model.width = 3 }", "arm good was rewritten: model.width"),
+        ("base.train = { steps = 10 }", "base.train = { steps = 20 }", "arm good was rewritten: train.steps"),
+        ("arms.dead = { train.clip = 1000.0 }\n", "", "arm dead was removed"),
+        ("arms.control = {}", "arms.control = {}\narms.more = { model.width = 9 }", "arm more was added"),
+    ],
+)
+def test_an_edit_of_arms_or_base_names_its_keys_and_the_time(tmp_path: Path, old: str, new: str, said: str):
+    store = started(tmp_path)
+    before = load_plan(store, read(tmp_path))
+    text = TEXT.replace(old, new)
+    if "dead" not in text.split("claims")[0]:
+        text = "\n".join(line for line in text.split("\n") if not line.startswith("claims.h2"))
+    study = read(tmp_path, text)
+    assert before is not None
+    finished = {before.run(arm, seed) for arm in before.arms for seed in range(3)}
+    plan = rewritten(study, before, planned(study), finished, LATER)
+    (edit,) = [edit for edit in plan.edits if edit.what == said]
+    assert edit.at == LATER
+    assert edit.claims == (("h1",) if "good" in said else ())
+    save_plan(store, study, plan)
+    found = compare(study, store)
+    assert any(f"{said} (seen {LATER}, after the runs began)" in item.message for item in found.findings)
+    assert ("rewritten" in why(found, "h1")) == ("good" in said)
+
+
+def test_another_control_or_question_after_the_start_is_said(tmp_path: Path):
+    store = started(tmp_path)
+    found = edited(tmp_path, store, "seeds = [0", 'control = "good"\nseeds = [0')
+    assert "control changed from control to good" in why(found, "h1")
+    found = edited(tmp_path, store, "seeds = [0", 'question = "Or so?"\nseeds = [0')
+    assert any("question changed from nothing to Or so?" in item.message for item in found.findings)
+    assert not why(found, "h1"), "the claims stand as they were frozen"
+
+
+def test_a_changed_use_file_is_named(tmp_path: Path):
+    study = read(tmp_path)
+    old = planned(study).replace({"sources": {"mine.py": "1"}, "started": AT})
+    arms = {name: arm.replace({"written": "other"}) for name, arm in old.arms.items()}
+    new = old.replace({"sources": {"mine.py": "2"}, "arms": arms})
+    finished = {old.run("good", 0)}
+    (edit,) = rewritten(study, old, new, finished, LATER).edits
+    assert edit.what == "arm good was rewritten: mine.py"

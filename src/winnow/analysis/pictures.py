@@ -15,7 +15,7 @@ from winnow.study.observations import Observations
 from winnow.study.verdict import Verdict
 
 UNITS = {"val/ce": "nats per token", "val/bpb": "bits per byte", "val/ppl": "per token"}
-_REVISION = 1
+_REVISION = 2
 """Raised when the same numbers are drawn in another way."""
 
 
@@ -30,15 +30,18 @@ def study_pictures(
     study = comparison.study
     metric, title = study.endpoint.metric, study.question or study.id
     unit = UNITS.get(metric, "")
-    curves = loss_curves(comparison, store)
     found: dict[str, bytes] = {}
-    if any(series for curve in curves for series in curve.seeds.values()):
+    if any(record.status == "finished" for by_seed in comparison.runs.values() for record in by_seed.values()):
         name = f"{study.plan_name}.curves.png"
         x_label = "training tokens" if _counts_tokens(comparison) else "steps"
-        key = _key([title, metric, study.control, x_label, [[c.arm, c.note, c.seeds] for c in curves]])
-        found[name] = _taken(present, name, key) or curves_png(
-            curves, study.control, metric, unit, title, x_label=x_label, key=key
-        )
+        key = _key([title, metric, study.control, x_label, _series(comparison, store)])
+        taken = _taken(present, name, key)
+        if taken is None:
+            curves = loss_curves(comparison, store)
+            if any(series for curve in curves for series in curve.seeds.values()):
+                taken = curves_png(curves, study.control, metric, unit, title, x_label=x_label, key=key)
+        if taken is not None:
+            found[name] = taken
     contrasts = [row for verdict in comparison.verdicts for row in _contrasts(verdict, comparison)]
     if any(contrast.differences or contrast.effect is not None for contrast in contrasts):
         name = f"{study.plan_name}.differences.png"
@@ -62,6 +65,23 @@ def loss_curves(comparison: Comparison, store: RunStore) -> list[Curve]:
         diverged = sum(record.status == "diverged" for record in by_seed.values())
         curves.append(Curve(arm, seeds, f"{diverged} diverged" if diverged else ""))
     return curves
+
+
+def _series(comparison: Comparison, store: RunStore) -> list[Any]:
+    """What the curves are drawn from: every run's metrics by their digest, where the record has one.
+
+    Reading the metrics of thousands of runs only to see that nothing has changed would take most of a command's time.
+    """
+    return [
+        [
+            arm,
+            [
+                [seed, record.status, _tokens_per_step(record), record.trace or store.metrics(record.digest)]
+                for seed, record in by_seed.items()
+            ],
+        ]
+        for arm, by_seed in comparison.runs.items()
+    ]
 
 
 def _tokens_per_step(record: RunRecord) -> int | None:

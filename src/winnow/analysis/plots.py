@@ -29,7 +29,13 @@ CONTROL_COLOUR = "#3b3b3b"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Dash, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 """A seventh arm takes the first colour again, dashed."""
-STATUS_COLOURS = {"supported": "#009E73", "refuted": "#D55E00", "undecided": "#0072B2", "invalid": "#8a8a8a"}
+STATUS_COLOURS = {
+    "supported": "#009E73",
+    "refuted": "#D55E00",
+    "undecided": "#0072B2",
+    "invalid": "#8a8a8a",
+    "withdrawn": "#8a8a8a",
+}
 DPI = 160
 WIDTH = 9.0
 """Inches; 1440 pixels, sharp at the width of a README column."""
@@ -63,7 +69,7 @@ class Contrast:
     """The margin claimed; 0 = none."""
     smallest: float | None = None
     """The smallest effect of interest; None = not declared."""
-    status: Literal["supported", "refuted", "undecided", "invalid"] = "undecided"
+    status: Literal["supported", "refuted", "undecided", "invalid", "withdrawn"] = "undecided"
 
 
 def curves_png(

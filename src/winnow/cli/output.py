@@ -19,10 +19,12 @@ COLOURS = {
     "invalid": "35",
     "diverged": "35",
     "warning": "33",
+    "stale": "33",
     "interrupted": "33",
     "finished, not uploaded": "33",
     "undecided": "34",
     "running": "34",
+    "withdrawn": "90",
 }
 """ANSI colours of words that carry a judgement."""
 

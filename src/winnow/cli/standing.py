@@ -12,13 +12,18 @@ from winnow.records.artifacts import arrived
 from winnow.records.remote import Remote
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison, compare
-from winnow.study.parents import Parents
-from winnow.study.plan import Plan, load_plan, stale_arms
+from winnow.study.needs import missing_runs
+from winnow.study.plan import Plan, load_plan
 from winnow.study.spec import Study
+from winnow.study.succession import Successions
 
 NOT_UPLOADED = "finished, not uploaded"
 """A run that has its record, where the study asks for uploads and this one has not arrived."""
-STATES = ("finished", NOT_UPLOADED, "running", "interrupted", "failed", "diverged", "missing", "stale")
+PLANNED = "planned"
+"""A run that is still to be made, if no further claim is decided before."""
+NOT_NEEDED = "not needed"
+"""A run that no claim needs any more."""
+STATES = ("finished", NOT_UPLOADED, "running", "interrupted", "failed", "diverged", PLANNED, "stale", NOT_NEEDED)
 
 
 def say_comparison(comparison: Comparison) -> None:
@@ -33,42 +38,78 @@ def say_comparison(comparison: Comparison) -> None:
             output.say(f"  {output.finding_line(item.severity, item.rule, item.message, item.where, item.mend)}")
 
 
-def study_rows(study: Study, records: RunStore) -> dict[str, Any]:
-    """Runs of each arm by state, and every claim's status, as JSON data."""
+def study_rows(study: Study, records: RunStore, successions: Successions) -> dict[str, Any]:
+    """Runs of each arm by state, every claim's answer and the state of its runs, as JSON data."""
     plan = load_plan(records, study)
-    arms: dict[str, dict[str, Any]] = {}
-    comparison = None
-    if plan is None and study.runs == "winnow":
-        arms = {arm: {"missing": list(study.seeds)} for arm in study.arms}
-    else:
-        comparison = compare(study, records)
-        stale = () if plan is None else stale_arms(study, plan, Parents(records, study.changes).changed)
-        url = place_of(study, plan)
-        for arm in study.arms:
-            found = arms[arm] = {}
-            for seed in study.seeds:
-                record = comparison.runs.get(arm, {}).get(seed)
-                if record is not None:
-                    state = record.status
-                    if state == "finished" and url is not None and not arrived(records, record.digest, url):
-                        state = NOT_UPLOADED
-                elif arm in stale:
-                    state = "stale"
-                elif plan is None or arm not in plan.arms:
-                    state = "missing"
-                else:
-                    state = records.state(plan.run(arm, seed))
-                found.setdefault(state, []).append(seed)
-    verdicts = () if comparison is None else comparison.verdicts
-    known = {verdict.claim.id: verdict.status for verdict in verdicts}
+    comparison = None if plan is None and study.runs == "winnow" else compare(study, records, successions)
+    states = _states(study, plan, comparison, records)
+    verdicts = {} if comparison is None else {verdict.claim.id: verdict for verdict in comparison.verdicts}
+    new = successions.of(study.id).replaced_by
+    unjudged = "undecided" if new is None else "withdrawn"
+    claims: dict[str, dict[str, Any]] = {}
+    for claim in study.claims:
+        verdict = verdicts.get(claim.id)
+        status = unjudged if verdict is None else verdict.status
+        claims[claim.id] = {
+            "claim": claim.text,
+            "status": status,
+            "exploratory": claim.exploratory if verdict is None else verdict.exploratory,
+            # A claim that is written to show that something is dead has its answer where it is.
+            "answered": status in ("supported", "refuted") or (status == "invalid" and claim.expect == "invalid"),
+            "runs": state_of([states[arm, seed] for arm in claim.all_arms for seed in study.seeds]),
+        }
+    arms: dict[str, dict[str, list[int]]] = {arm: {} for arm in study.arms}
+    for (arm, seed), state in states.items():
+        arms[arm].setdefault(state, []).append(seed)
     return {
         "study": study.id,
         "question": study.question,
+        "state": "withdrawn" if new is not None else state_of(list(states.values())),
+        "supersedes": study.supersedes,
+        "superseded_by": None if new is None else new.study,
         "arms": arms,
-        "claims": {claim.id: known.get(claim.id, "undecided") for claim in study.claims},
-        "unanswered": sum(known.get(claim.id, "undecided") == "undecided" for claim in study.claims),
+        "claims": claims,
+        "unanswered": [name for name, claim in claims.items() if not claim["answered"] and new is None],
         "started": None if plan is None else plan.started,
     }
+
+
+def _states(
+    study: Study, plan: Plan | None, comparison: Comparison | None, records: RunStore
+) -> dict[tuple[str, int], str]:
+    """The state of every run that the study could have."""
+    if comparison is None:
+        return {(arm, seed): PLANNED for arm in study.arms for seed in study.seeds}
+    url = place_of(study, plan)
+    missing = set(missing_runs(study, comparison.verdicts, comparison.recorded))
+    found: dict[tuple[str, int], str] = {}
+    for arm in study.arms:
+        for seed in study.seeds:
+            record = comparison.runs.get(arm, {}).get(seed)
+            if record is not None:
+                state = record.status
+                if state == "finished" and url is not None and not arrived(records, record.digest, url):
+                    state = NOT_UPLOADED
+            elif arm in comparison.stale:
+                state = "stale"
+            else:
+                known = plan is not None and arm in plan.arms and study.runs == "winnow"
+                state = records.state(plan.run(arm, seed)) if known and plan is not None else "missing"
+                if state == "missing":
+                    wanted = study.runs == "recorded" or (arm, seed) in missing
+                    state = PLANNED if wanted else NOT_NEEDED
+            found[arm, seed] = state
+    return found
+
+
+def state_of(runs: Sequence[str]) -> str:
+    """One word for several runs: what most needs attention, else how far they are."""
+    for state in ("running", "stale", "failed", "interrupted"):
+        if state in runs:
+            return state
+    left = PLANNED in runs
+    begun = any(state not in (PLANNED, NOT_NEEDED) for state in runs)
+    return ("in progress" if begun else PLANNED) if left else "finished"
 
 
 def place_of(study: Study, plan: Plan | None) -> str | None:
@@ -79,19 +120,24 @@ def place_of(study: Study, plan: Plan | None) -> str | None:
 
 
 def say_studies(found: Sequence[dict[str, Any]]) -> None:
-    """The rows of `study_rows`, for people."""
+    """The rows of `study_rows`, for people, and over all studies the claims that have no answer."""
     for number, study in enumerate(found):
         if number:
             output.say()
-        output.say(f"{output.bold(study['study'])}{': ' + study['question'] if study['question'] else ''}")
+        new = study["superseded_by"]
+        state = output.word(study["state"]) + (f", replaced by {new}" if new else "")
+        output.say(f"{output.bold(study['study'])} ({state}){': ' + study['question'] if study['question'] else ''}")
         shown = [state for state in STATES if any(state in arm for arm in study["arms"].values())]
         rows = [[arm, *(str(len(states.get(state, []))) for state in shown)] for arm, states in study["arms"].items()]
         for line in output.columns(rows, header=["arm", *shown], indent="  "):
             output.say(line)
-        for claim, status in study["claims"].items():
-            output.say(f"  {claim}: {output.word(status)}")
-        if study["claims"]:
-            output.say(f"  {study['unanswered']} of {len(study['claims'])} claims have no answer yet")
+        for name, claim in study["claims"].items():
+            mark = " (exploratory)" if claim["exploratory"] else ""
+            output.say(f"  {name}: {output.word(claim['status'])}{mark}; runs {output.word(claim['runs'])}")
+    claims = sum(len(study["claims"]) for study in found)
+    open_ = [f"{study['study']}/{name}" for study in found for name in study["unanswered"]]
+    if claims:
+        output.say(f"\n{len(open_)} of {claims} claims have no answer yet{': ' if open_ else ''}{', '.join(open_)}")
 
 
 def store_rows(records: RunStore) -> list[dict[str, Any]]:

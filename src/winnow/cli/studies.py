@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +16,7 @@ if TYPE_CHECKING:
     from winnow.notebook.execute import Source
     from winnow.records.run import Finding
     from winnow.records.store import RunStore
-    from winnow.study.launch import Options, Outcome
     from winnow.study.parents import Parents
-    from winnow.study.plan import Plan
-    from winnow.study.resolve import Resolved
     from winnow.study.spec import Study
 
 STOPPED = 130
@@ -104,10 +100,12 @@ def run(
             known = ", ".join(map(str, study.seeds))
             raise InputError(f"seed {unknown[0]} is not one of {study.id}", key="--seeds", mend=f"permitted: {known}")
     records = options.open_store(store, beside=file)
+    stopped = bad = False
+    missing: list[str] = []
+    reports: list[dict[str, Any]] = []
     try:
-        from winnow.study.capacity import default_jobs
-        from winnow.study.launch import Options
-        from winnow.study.parents import Parents, needed_by, needed_in_store
+        from winnow.cli.running import Runner
+        from winnow.study.options import Options
 
         launch = Options(
             jobs=jobs,
@@ -120,30 +118,22 @@ def run(
             artifacts=artifacts,
         )
         # A mistake in the last study of a notebook is found before the first one has cost anything.
-        parents = Parents(records, source.studies[0].changes)
-        plans = [_planned(study, records, trust, parents) for study in source.studies]
-        seeds_of = [study.seeds[: study.looks[-1]] for study in source.studies]
-        children = [(plan, run_seeds) for (plan, _), run_seeds in zip(plans, seeds_of, strict=True)]
-        bad = False
-        missing: list[str] = []
-        reports: list[dict[str, Any]] = []
-        for study, (plan, resolved) in zip(source.studies, plans, strict=True):
-            _foretell(study, plan, records, launch, jobs or default_jobs(device, ranks))
-            also = needed_by(children, study.id)
-            if wanted is not None:  # asked for by name: also for studies that stand elsewhere
-                also |= needed_in_store(records, study.id)
-            outcome = _launch(study, records, replace(launch, also=also), resolved)
-            bad |= _conclude(source, study, records, outcome, quiet=as_json, reports=reports)
+        runner = Runner(source, records, launch, quiet=as_json, asked=only is not None or bool(settings))
+        for study in source.studies:
+            outcome = runner.run(study)
             if outcome is not None:
                 missing += [f"{study.id}: {key}" for key in dict.fromkeys([*outcome.failed, *outcome.not_uploaded])]
-                if outcome.stopped:
-                    _then_not(command, "the command was stopped")
-                    raise typer.Exit(STOPPED)
+                stopped = outcome.stopped
+            if stopped:
+                break
+        bad, reports = runner.conclude(), runner.reports
     except KeyboardInterrupt:
         # Between runs there is nothing to finish; what ran is recorded.
         output.note(STOPPING)
+        stopped = True
+    if stopped:
         _then_not(command, "the command was stopped")
-        raise typer.Exit(STOPPED) from None
+        raise typer.Exit(STOPPED)
     if as_json:
         output.say_json(reports)
     code = 1 if bad else 0
@@ -173,7 +163,9 @@ def check(
     source = _open(file, settings, only)
     records = options.open_store(store, beside=file)
     from winnow.study.parents import Parents
+    from winnow.study.succession import Successions
 
+    Successions(records, source.studies, file=source.path, declared=source.declared)  # refuses what cannot be
     reports: list[dict[str, Any]] = []
     refusals: list[InputError] = []
     parents = Parents(records, source.studies[0].changes)
@@ -208,6 +200,7 @@ def plan(
 ) -> None:
     """What a study will cost, and the smallest effect that each claim can show, before anything runs."""
     from winnow.cli.foresight import foresee, foresight_lines
+    from winnow.cli.running import planned
     from winnow.study.capacity import default_jobs
     from winnow.study.parents import Parents
 
@@ -215,7 +208,7 @@ def plan(
     records = options.open_store(store, beside=file)
     parents = Parents(records, source.studies[0].changes)
     found = [
-        foresee(study, _planned(study, records, trust, parents)[0], records, device=device, threads=threads)
+        foresee(study, planned(study, records, trust, parents)[0], records, device=device, threads=threads)
         for study in source.studies
         if study.runs == "winnow"
     ]
@@ -241,6 +234,7 @@ def status(
 ) -> None:
     """Which runs are finished, running, failed or still to do, and which claims have an answer."""
     from winnow.cli.standing import say_store, say_studies, store_rows, study_rows
+    from winnow.study.succession import Successions
 
     if file is None:
         records = options.open_store(store)
@@ -252,7 +246,8 @@ def status(
         return
     source = _open(file, None, only)
     records = options.open_store(store, beside=file)
-    found = [study_rows(study, records) for study in source.studies]
+    successions = Successions(records, source.studies, file=source.path, declared=source.declared)
+    found = [study_rows(study, records, successions) for study in source.studies]
     if as_json:
         output.say_json(found)
     else:
@@ -262,99 +257,10 @@ def status(
 def _open(file: Path, settings: list[str] | None, only: str | None) -> Source:
     from winnow.notebook.execute import open_source
 
-    return open_source(file, options.changes_of(settings), only)
-
-
-def _planned(study: Study, records: RunStore, trust: bool, parents: Parents) -> tuple[Plan, Resolved | None]:
-    """The plan: from the store where the arms have not changed, else resolved anew. Refuses an unsound study."""
-    from winnow.study.plan import load_plan, stale_arms, without_arms
-
-    if study.runs == "recorded":
-        return without_arms(study), None
-    stored = load_plan(records, study)
-    if stored is not None and not stale_arms(study, stored, parents.changed):
-        parents.plans[study.id] = stored
-        return stored, None
-    from winnow.study.audit import audit, refuse
-    from winnow.study.resolve import resolve
-
-    resolved = resolve(study, trust=trust, parents=parents)
-    parents.plans[study.id] = resolved.plan
-    refuse(study, audit(study, resolved.plan, stored))
-    return resolved.plan, resolved
-
-
-def _foretell(study: Study, plan: Plan, records: RunStore, launch: Options, jobs: int) -> None:
-    from winnow.cli.foresight import foresee, foresight_lines
-
-    output.note(f"{output.bold(study.id)}{f': {study.question}' if study.question else ''}")
-    if study.runs == "winnow":
-        found = foresee(study, plan, records, device=launch.device, threads=launch.threads, seeds=launch.seeds)
-        for line in foresight_lines(found, jobs=jobs):
-            output.note(line)
-
-
-def _launch(study: Study, records: RunStore, launch: Options, resolved: Resolved | None) -> Outcome | None:
-    if study.runs == "recorded":
-        return None
-    from winnow.cli.progress import watching
-    from winnow.study.launch import run_study
-
-    with watching(study.endpoint.metric) as watcher:
-        return run_study(study, records, launch, watcher, resolved=resolved)
-
-
-def _conclude(
-    source: Source,
-    study: Study,
-    records: RunStore,
-    outcome: Outcome | None,
-    *,
-    quiet: bool,
-    reports: list[dict[str, Any]],
-) -> bool:
-    """Write and say where the study stands; whether a run failed or a verdict is unexpectedly invalid."""
-    from winnow.cli.standing import say_comparison
-    from winnow.cli.verdict_text import unexpectedly_invalid
-    from winnow.cli.writing import write_study
-    from winnow.study.compare import compare, plain
-
-    comparison = compare(study, records) if outcome is None else outcome.comparison
-    written = write_study(source, comparison, records)
-    failed = [] if outcome is None else [str(key) for key in outcome.failed]
-    missing = {} if outcome is None else {str(key): why for key, why in outcome.not_uploaded.items()}
-    reports.append(
-        {
-            **plain(comparison),
-            "ran": 0 if outcome is None else len(outcome.ran),
-            "failed": failed,
-            "stopped": outcome is not None and outcome.stopped,
-            "artifacts": None if outcome is None else outcome.artifacts,
-            "not_uploaded": missing,
-            "files": [str(path) for path in written.files],
-        }
-    )
-    if not quiet:
-        say_comparison(comparison)
-        output.say()
-        for name in failed:
-            output.say(f"failed: {name}; winnow show {study.id}/... tells why, the same command tries again")
-        output.say("results: " + ", ".join(str(path) for path in written.files))
-        output.say(f"records: {records.root}")
-    for text in written.notes:
+    source = open_source(file, options.changes_of(settings), only)
+    for text in source.front.notes:
         output.note(f"note: {text}")
-    if outcome is not None and missing:
-        _say_missing(source, outcome.artifacts or "", missing)
-    return bool(failed or missing) or unexpectedly_invalid(comparison.verdicts)
-
-
-def _say_missing(source: Source, url: str, missing: dict[str, str]) -> None:
-    """What has not arrived, why, and the command that mends it."""
-    reasons = dict.fromkeys(missing.values())
-    output.note(f"error: {_many(len(missing), 'run')} not uploaded to {url}: {', '.join(missing)}")
-    for reason in list(reasons)[:3]:
-        output.note(f"  {reason}")
-    output.note(f"  nothing is lost here; winnow push {source.path} --to {url}, or the same command, tries again")
+    return source
 
 
 def _audited(

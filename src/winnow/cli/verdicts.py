@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from winnow.notebook.execute import Source
     from winnow.records.store import RunStore
     from winnow.study.spec import Study
+    from winnow.study.succession import Successions
     from winnow.study.verdict import Verdict
 
 
@@ -55,8 +56,8 @@ def compare(
     from winnow.study.compare import compare as compare_study
     from winnow.study.compare import plain
 
-    source, records = _open(file, settings, only, store)
-    found = [compare_study(study, records) for study in source.studies]
+    source, records, successions = _open(file, settings, only, store)
+    found = [compare_study(study, records, successions) for study in source.studies]
     if as_json:
         output.say_json([plain(each) for each in found])
     else:
@@ -86,7 +87,7 @@ def why(
     from winnow.study.compare import compare as compare_study
 
     study, name = claim.split("/", 1) if "/" in claim else (None, claim)
-    source, records = _open(file, settings, only or study, store)
+    source, records, successions = _open(file, settings, only or study, store)
     owners = [each for each in source.studies if any(known.id == name for known in each.claims)]
     if not owners:
         known = [known.id for each in source.studies for known in each.claims]
@@ -94,7 +95,7 @@ def why(
     if len(owners) > 1:
         places = ", ".join(f"{each.id}/{name}" for each in owners)
         raise InputError(f"{len(owners)} studies have a claim {name!r}", file=file, mend=f"say which: {places}")
-    found = compare_study(owners[0], records)
+    found = compare_study(owners[0], records, successions)
     verdict: Verdict = next(verdict for verdict in found.verdicts if verdict.claim.id == name)
     if as_json:
         output.say_json(verdict.dump())
@@ -119,8 +120,8 @@ def table(
     from winnow.study.metric_table import metric_table
     from winnow.study.tables import table as study_table
 
-    source, records = _open(file, settings, only, store)
-    found = [compare_study(study, records) for study in source.studies]
+    source, records, successions = _open(file, settings, only, store)
+    found = [compare_study(study, records, successions) for study in source.studies]
     texts = [metric_table(each, metric, form.value) if metric else study_table(each, form.value) for each in found]
     if form is Format.JSON and len(texts) > 1:
         output.say(f"[{', '.join(text.strip() for text in texts)}]")
@@ -143,13 +144,13 @@ def plot(
     from winnow.records.files import make_folder, write_atomic
     from winnow.study.compare import compare as compare_study
 
-    source, records = _open(file, settings, only, store)
+    source, records, successions = _open(file, settings, only, store)
     folder = out if out is not None else file.parent
     if out is not None:
         make_folder(out)
     written: list[str] = []
     for study in source.studies:
-        for name, data in drawn(source, compare_study(study, records), records).items():
+        for name, data in drawn(source, compare_study(study, records, successions), records).items():
             write_atomic(folder / name, data)
             written.append(str(folder / name))
     if as_json:
@@ -172,7 +173,7 @@ def split_half(
     as_json: options.Json = False,
 ) -> None:
     """A/A check on your own baseline: how often are random halves of equal runs called different?"""
-    source, records = _open(file, settings, only, store)
+    source, records, _ = _open(file, settings, only, store)
     found = {study.id: _split(study, records, n, splits) for study in source.studies}
     if as_json:
         output.say_json({name: {**vars(each), "calibrated": each.calibrated} for name, each in found.items()})
@@ -209,9 +210,12 @@ def _split(study: Study, records: RunStore, n: int | None, splits: int) -> Any:
     return judge_splits(values, n, rule=study.rule, prior=prior, splits=splits)
 
 
-def _open(file: Path, settings: list[str] | None, only: str | None, store: Path | None) -> tuple[Source, RunStore]:
+def _open(
+    file: Path, settings: list[str] | None, only: str | None, store: Path | None
+) -> tuple[Source, RunStore, Successions]:
     from winnow.notebook.execute import open_source
     from winnow.study.plan import load_plan
+    from winnow.study.succession import Successions
 
     source = open_source(file, options.changes_of(settings), only)
     records = options.open_store(store, beside=file)
@@ -220,4 +224,4 @@ def _open(file: Path, settings: list[str] | None, only: str | None, store: Path 
             message = f"study {study.id!r} has no plan with these settings in {records.root}"
             given = " ".join(f"--set {shlex.quote(text)}" for text in settings or ())
             raise InputError(message, file=file, mend=f"give `winnow run` or `winnow check` first, with {given} too")
-    return source, records
+    return source, records, Successions(records, source.studies, file=source.path, declared=source.declared)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from winnow.notebook.execute import Results, Source, Written, results_path, write_results
+from winnow.notebook.execute import Results, Source, results_path
 from winnow.notebook.results import results_markdown
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison
 
 
-def write_study(source: Source, comparison: Comparison, store: RunStore) -> Written:
-    """Write what has changed. Raises InputError if the disk refuses; old results then stand."""
+def results_of(source: Source, comparison: Comparison, store: RunStore) -> Results:
+    """What is to be written about a study. The same records give the same bytes."""
     pictures = drawn(source, comparison, store)
-    own = results_path(source, comparison.study) != source.path
-    markdown = results_markdown(comparison, pictures, heading=own)
-    return write_results(source, {comparison.study.id: Results(markdown, pictures)}, store.root / "studies")
+    path = results_path(source, comparison.study)
+    return Results(results_markdown(comparison, pictures, path, heading=path != source.path), pictures)
 
 
 def drawn(source: Source, comparison: Comparison, store: RunStore) -> dict[str, bytes]:

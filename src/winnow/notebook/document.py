@@ -10,6 +10,7 @@ or lists are text, as they are on the page. Lines are counted from 1, as editors
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 import tomllib
@@ -17,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from winnow.errors import InputError
+from winnow.notebook.frontmatter import read_front_matter
 
 OPENING = re.compile(r"<!-- winnow:([A-Za-z0-9._-]+) -->[ \t]*\Z")
 CLOSING = "<!-- /winnow -->"
@@ -40,14 +42,26 @@ class Cell:
     last_line: int
     """Line of the closing fence."""
 
-    @cached_property
+    @property
     def study(self) -> str | None:
         """The study's id as written; None where the TOML does not parse or has none (loading it says why)."""
-        try:
-            found = tomllib.loads(self.text).get("id")
-        except tomllib.TOMLDecodeError:
-            return None
+        return self._named("id")
+
+    @property
+    def supersedes(self) -> str | None:
+        """The id of the study that it replaces, as written; None as for `study`."""
+        return self._named("supersedes")
+
+    def _named(self, key: str) -> str | None:
+        found = self._table.get(key)
         return found if isinstance(found, str) else None
+
+    @cached_property
+    def _table(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self.text)
+        except tomllib.TOMLDecodeError:
+            return {}
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,8 @@ class Document:
         self._spans = list(zip(starts, stops, strict=True))
         """Where each line starts and ends in `text`, its newline left out."""
         self._lines = [self.text[start:stop] for start, stop in self._spans]
+        self.front = read_front_matter(self._lines, path)
+        """Title, date and tags."""
         self.blocks, fences = self._parse()
         self.cells = self._cells(fences)
 
@@ -147,18 +163,22 @@ class Document:
     def _parse(self) -> tuple[tuple[Block, ...], list[_Piece]]:
         """Blocks, and the fences at the left margin."""
         lines = list(self._lines)
+        lines[: self.front.last_line] = [""] * self.front.last_line
         blocks: list[Block] = []
-        # What stands in a block is blanked and the rest parsed again: a fence left open inside a block, by somebody's
-        # edit there, must not swallow what follows it.
+        # Where something reaches out of a block (a fence that somebody's edit there has left open, which must not
+        # swallow what follows), what stands in the blocks up to there is blanked and the rest parsed again.
         while True:
             pieces = _pieces("\n".join(lines))
             html = [piece.start for piece in pieces if piece.kind == "html_block" and piece.level == 0]
-            found = _up_to_a_leak(self._blocks(html, lines), pieces)
-            if not found:
-                break
+            found, leaks = _up_to_a_leak(self._blocks(html, lines), pieces)
             blocks += found
             for block in found:
                 lines[block.opening_line - 1 : block.closing_line] = [""] * len(self._lines_of(block))
+            if not leaks:
+                break
+        inside = {line for block in blocks for line in range(block.opening_line - 1, block.closing_line)}
+        pieces = [piece for piece in pieces if piece.start not in inside]
+        html = [start for start in html if start not in inside]
         for start in html:
             if lines[start].rstrip() == CLOSING:
                 mend = "remove it or restore its <!-- winnow:ID --> line"
@@ -276,12 +296,17 @@ def _decode(data: bytes, path: Path) -> str:
         ) from None
 
 
-def _up_to_a_leak(blocks: list[Block], pieces: list[_Piece]) -> list[Block]:
-    """The blocks up to the first from which something reaches out: what follows it may have been read wrongly."""
-    for number, block in enumerate(blocks, 1):
-        if any(block.opening_line <= piece.start < block.closing_line < piece.end for piece in pieces):
-            return blocks[:number]
-    return blocks
+def _up_to_a_leak(blocks: list[Block], pieces: list[_Piece]) -> tuple[list[Block], bool]:
+    """The blocks up to the first from which something reaches out, and whether anything does.
+
+    What follows such a block may have been read wrongly.
+    """
+    openings = [block.opening_line for block in blocks]
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        place = bisect.bisect_right(openings, piece.start) - 1
+        if place >= 0 and piece.start < blocks[place].closing_line < piece.end:
+            return blocks[: place + 1], True
+    return blocks, False
 
 
 class _Piece(NamedTuple):

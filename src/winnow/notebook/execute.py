@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from winnow.errors import InputError, nearest
 from winnow.notebook.document import SEAL, Document, seal
+from winnow.notebook.frontmatter import FrontMatter
 from winnow.records.files import FileLock, make_folder, write_atomic, writing
 from winnow.study.spec import Study, load_study, parse_study
 
@@ -34,6 +36,15 @@ class Source:
     """Text of each study's cell as it was read, by study id; empty for a `.toml` file."""
     changed: bool
     """Whether settings were given on the command line: the results are then no part of the file."""
+    declared: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """Every study of the file, those that were not asked for too, and what each supersedes."""
+    document: Document | None = None
+    """The notebook as it was read; None for a `.toml` file."""
+
+    @property
+    def front(self) -> FrontMatter:
+        """Title, date and tags of a notebook."""
+        return FrontMatter() if self.document is None else self.document.front
 
     @property
     def is_notebook(self) -> bool:
@@ -70,7 +81,7 @@ def open_source(path: Path, changes: Mapping[str, Any] | None = None, only: str 
     suffix = path.suffix.lower()
     if suffix == ".toml":
         study = load_study(path, changes, only)
-        return Source(path, (study,), {}, bool(changes))
+        return Source(path, (study,), {}, bool(changes), {study.id: study.supersedes})
     if suffix not in NOTEBOOK_SUFFIXES:
         found = "no such file" if not path.exists() else "is neither a study nor a notebook"
         raise InputError(found, file=path, mend="give a .toml study or a .md notebook")
@@ -83,7 +94,25 @@ def open_source(path: Path, changes: Mapping[str, Any] | None = None, only: str 
         raise InputError(f"has no study {only!r}", file=path, key="--only", mend=nearest(str(only), names))
     studies = tuple(parse_study(cell.text, path, cell.first_line, changes) for cell in cells)
     texts = {study.id: cell.text for study, cell in zip(studies, cells, strict=True)}
-    return Source(path, studies, texts, bool(changes))
+    declared = {cell.study: cell.supersedes for cell in document.cells if cell.study is not None}
+    return Source(path, studies, texts, bool(changes), declared, document)
+
+
+def relatives(source: Source) -> Source:
+    """The studies of the same notebook that those of `source` replace or are replaced by: their results speak of them.
+
+    One whose cell cannot be read is left out.
+    """
+    asked = {study.id for study in source.studies}
+    linked = {old for name, old in source.declared.items() if name in asked and old is not None}
+    linked |= {name for name, old in source.declared.items() if old in asked}
+    found: list[Source] = []
+    for name in source.declared:
+        if name in linked - asked:
+            with suppress(InputError):
+                found.append(open_source(source.path, only=name))
+    studies = tuple(study for each in found for study in each.studies)
+    return replace(source, studies=studies, cells={name: text for each in found for name, text in each.cells.items()})
 
 
 def results_path(source: Source, study: Study) -> Path:
@@ -126,7 +155,7 @@ def write_results(source: Source, results: Mapping[str, Results], locks: Path) -
 def _write_notebook(source: Source, results: Mapping[str, Results], notes: list[str]) -> bool:
     path = source.path.resolve()  # a link stays a link
     for _ in range(_ATTEMPTS):
-        document = Document.read(path)
+        document = _as_it_is(path, source.document)
         present = {
             study: found.markdown
             for study, found in results.items()
@@ -158,6 +187,15 @@ def _write_notebook(source: Source, results: Mapping[str, Results], notes: list[
                 f"{source.path}: the cell of {study} has changed meanwhile; give the command again to judge it"
             )
     return new != document.data
+
+
+def _as_it_is(path: Path, known: Document | None) -> Document:
+    """The notebook as it is now; parsing it once more is spared where nothing has changed."""
+    if known is not None:
+        with writing(path, "cannot be read"):
+            if path.read_bytes() == known.data:
+                return known
+    return Document.read(path)
 
 
 def _write_own(path: Path, markdown: str, notes: list[str]) -> bool:

@@ -20,6 +20,8 @@ INDEX_VERSION = 1
 """Bumped when the table or what its text means changes; an index of another version is made anew."""
 _MANY = 8
 """Fewer records than this are read from their files: opening the index would cost more."""
+_ALL = 500
+"""From so many on, going through the whole index costs less than looking each record up."""
 _TABLE = "CREATE TABLE records (digest TEXT PRIMARY KEY, size INT, changed INT, inode INT, crc INT, text TEXT)"
 
 Mark = tuple[int, int, int]
@@ -66,8 +68,11 @@ def _from_index(index: Path, marks: dict[str, Mark]) -> dict[str, str]:
     try:
         with closing(_open(index)) as connection:
             connection.text_factory = bytes  # damaged text is then data that fails its check sum
-            rows = connection.execute("SELECT digest, size, changed, inode, crc, text FROM records")
-            for digest, size, changed, inode, crc, text in rows:
+            asked = "SELECT digest, size, changed, inode, crc, text FROM records"
+            names = list(marks) if len(marks) < _ALL else []
+            if names:
+                asked += f" WHERE digest IN ({', '.join('?' * len(names))})"
+            for digest, size, changed, inode, crc, text in connection.execute(asked, names):
                 name = digest.decode(errors="replace")
                 if marks.get(name) == (size, changed, inode) and zlib.crc32(text) == crc:
                     texts[name] = text.decode()

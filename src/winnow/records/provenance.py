@@ -63,13 +63,14 @@ def collect(
     repository counts as the user's (None = the current folder). Never fails for want of git.
     """
     user = git_state(folder or Path.cwd())
-    own = git_state(Path(__file__).parent)
+    own = git_state(Path(__file__).parent) if _is_checkout() else GitState(None, False, None)
     return Provenance(
         code=code_version(),
         commit=user.commit,
         dirty=user.dirty,
         diff_sha256=user.diff_sha256,
-        package_commit=own.commit if _is_checkout() else None,
+        package_commit=own.commit,
+        package_dirty=own.dirty,
         argv=redact(command_line() if argv is None else argv),
         packages=dict(package_versions()),
         python=platform.python_version(),

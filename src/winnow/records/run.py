@@ -19,9 +19,9 @@ from winnow.config import canonical_json
 from winnow.errors import InputError
 from winnow.records.journal import spell, unspell
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 """Version of the form of `run.json`; a reader refuses a higher one. 2: the provenance names kernels. 3: the spread of
-initial values."""
+initial values. 4: whether Winnow's own sources differed from their commit."""
 
 Severity = Literal["notice", "warning", "invalid"]
 Status = Literal["finished", "failed", "diverged", "interrupted"]
@@ -64,6 +64,8 @@ class Provenance(Plain):
     """SHA-256 of that difference; None = none, or not known."""
     package_commit: str | None = None
     """Git commit of Winnow's own sources; None = an installed release."""
+    package_dirty: bool = False
+    """Whether those sources differed from the commit (older records: not looked at)."""
     argv: tuple[str, ...] = ()
     """The command, with secrets redacted."""
     packages: dict[str, str] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from winnow.errors import InputError
@@ -23,6 +23,7 @@ from winnow.study.observations import Better, Observations
 from winnow.study.parents import Parents
 from winnow.study.plan import Plan, exploratory, load_plan, now, plan_lock, save_plan, seen, stale_arms, without_arms
 from winnow.study.spec import Study
+from winnow.study.succession import Succession, Successions
 from winnow.study.verdict import Verdict, judge_claims
 from winnow.train import health
 
@@ -41,6 +42,15 @@ class Comparison:
     """Arms whose text changed since they were resolved: their runs are unknown until the next `run` or `check`."""
     observations: Mapping[str, Observations] = field(default_factory=dict[str, Observations])
     """What was judged, by metric."""
+    succession: Succession = field(default_factory=Succession)
+    """What the study replaces, and what it is replaced by: it is then withdrawn, and so is every verdict."""
+
+    @property
+    def recorded(self) -> frozenset[tuple[str, int]]:
+        """(arm, seed) of every run that has a result."""
+        return frozenset(
+            (arm, seed) for arm, by_seed in self.runs.items() for seed, record in by_seed.items() if _has_result(record)
+        )
 
     @property
     def missing(self) -> tuple[RunKey, ...]:
@@ -54,12 +64,16 @@ class Comparison:
         )
 
 
-def compare(study: Study, store: RunStore) -> Comparison:
+def compare(
+    study: Study, store: RunStore, successions: Successions | None = None, *, plan: Plan | None = None
+) -> Comparison:
     """Judge what is recorded. Raises InputError where the study was never resolved, or a record is damaged.
 
+    plan: the study's, as it was just read from the store; None: it is read.
+    successions: which studies replace which; None: as the store's plans say, which takes a look at each of them.
     An edit of the study since its runs began is noted in the plan the first time it is seen.
     """
-    plan = load_plan(store, study)
+    plan = plan or load_plan(store, study)
     if plan is None:
         if study.runs == "winnow":
             mend = "give `winnow run` or `winnow check` first: they resolve the arms"
@@ -71,7 +85,27 @@ def compare(study: Study, store: RunStore) -> Comparison:
         with plan_lock(store, study):
             noted = _noted(study, load_plan(store, study) or plan, found)
             save_plan(store, study, noted)
-    return judge(study, noted, found, store, problems)
+    known = successions or Successions(store, declared={study.id: study.supersedes})
+    return _placed(judge(study, noted, found, store, problems), known.of(study.id))
+
+
+def _placed(comparison: Comparison, succession: Succession) -> Comparison:
+    """The comparison with its study's place among those that replace each other."""
+    new = succession.replaced_by
+    verdicts = comparison.verdicts
+    if new is not None:
+        verdicts = tuple(
+            verdict.replace(
+                {
+                    "status": "withdrawn",
+                    "reason": f"withdrawn, replaced by {new.study}; it was {verdict.reason}",
+                    "more_seeds": None,
+                    "expected": True,
+                }
+            )
+            for verdict in verdicts
+        )
+    return replace(comparison, verdicts=verdicts, succession=succession)
 
 
 def _noted(study: Study, plan: Plan, runs: Runs) -> Plan:
@@ -354,6 +388,8 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain JSON data, for scripts."""
     return {
         "study": comparison.study.id,
+        "supersedes": comparison.study.supersedes,
+        "withdrawn": None if (new := comparison.succession.replaced_by) is None else {"by": new.study},
         "verdicts": [verdict.dump() for verdict in comparison.verdicts],
         "findings": [finding.dump() for finding in comparison.findings],
         "missing": [[key.arm, key.seed, key.digest] for key in comparison.missing],

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from winnow.errors import InputError
 from winnow.records.remote import Remote
@@ -35,46 +35,21 @@ from winnow.study.events import (
     RunKey,
     RunStarted,
 )
+from winnow.study.freshness import keep_basis
 from winnow.study.needs import open_arms
+from winnow.study.options import Options
 from winnow.study.parents import Parents, missing_parents
 from winnow.study.plan import Plan, load_plan, now, plan_lock, rewritten, save_plan, seen
 from winnow.study.resolve import Resolved, resolve
 from winnow.study.spec import Study
 from winnow.study.uploads import Uploads, await_arrival, note_place
-from winnow.study.workers import WORKER, terminable
+from winnow.study.workers import terminable
 from winnow.train.config import rank_rows
 
 PREFLIGHT_STEPS: Final = 3
 """Updates that are tried of each arm: the first compiles and allocates, the others are timed."""
 MEMORY_SHARE: Final = 0.8
 """Part of the free memory that the workers together may take."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, as opposed to what: none of it is identity."""
-
-    jobs: int | None = None
-    """Runs at once; None = one per core (per device), as memory allows."""
-    seeds: tuple[int, ...] | None = None
-    """Only these seeds now; None = as the looks say."""
-    device: str = "cpu"
-    threads: int = 1
-    """Threads of each run, or of each of its ranks."""
-    ranks: int = 1
-    """Processes that share each run."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several ranks hold the model: each the whole of it, or each a part of every parameter."""
-    preflight: bool = True
-    """Try a few steps of every arm first."""
-    also: frozenset[tuple[str, int]] = frozenset()
-    """(arm, seed) of runs that other runs start from: they are made even where no claim needs them."""
-    trust: bool = False
-    """Run the study's own `use` files."""
-    worker: Sequence[str] = WORKER
-    """Command of a worker process."""
-    artifacts: str | None = None
-    """URL that every run is uploaded to; None = what the study says."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +100,7 @@ def register(study: Study, store: RunStore, plan: Plan) -> Plan:
             plan = rewritten(study, stored, plan, ended, at)
         plan = seen(study, plan, result_times(study, store, plan), at)
         save_plan(store, study, plan)
+        keep_basis(store, study, plan)
         return plan
 
 

@@ -115,6 +115,8 @@ class Plan(Config):
     started: str | None = None
     """When the first run started; None = none has."""
     edits: tuple[Edit, ...] = ()
+    supersedes: str | None = None
+    """The study that this one replaces."""
     artifacts: str | None = None
     """Where the last `run` was asked to upload to, without credentials; None = nowhere."""
 
@@ -235,6 +237,8 @@ def design_of(study: Study) -> dict[str, str]:
         "seeds": ", ".join(map(str, study.seeds)),
         "endpoint": canonical_json(study.endpoint.dump()),
         "rule": canonical_json(study.rule.dump()),
+        "control": study.control,
+        "question": study.question,
     }
 
 
@@ -243,6 +247,7 @@ def seen(study: Study, plan: Plan, results: Mapping[tuple[str, int], str], at: s
 
     results: when each finished run was made, by arm and seed (UTC, ISO 8601); at: the present time.
     """
+    plan = plan.replace({"supersedes": study.supersedes})
     frozen = dict(plan.claims)
     edits = list(plan.edits)
     late = {claim.id: _late(study, claim, results) for claim in study.claims}
@@ -266,8 +271,10 @@ def seen(study: Study, plan: Plan, results: Mapping[tuple[str, int], str], at: s
             edits.append(Edit(at=at, kind="dropped", key=name, what=f"claim {name} was dropped: {claim.text!r}"))
     plan = plan if plan.design else plan.replace({"design": design_of(study)})
     for key, (before, after) in changed_design(study, plan).items():
-        what = f"{key} changed from {before} to {after}"
-        edits.append(Edit(at=at, kind="design", key=key, what=what, value=after, claims=tuple(sorted(present))))
+        what = f"{key} changed from {before or 'nothing'} to {after or 'nothing'}"
+        # The claims are frozen by themselves: another wording of the question is said, and changes none of them.
+        claims = () if key == "question" else tuple(sorted(present))
+        edits.append(Edit(at=at, kind="design", key=key, what=what, value=after, claims=claims))
     # The first time that an edit is seen is the one that counts.
     first = {(edit.kind, edit.key, edit.what): edit for edit in reversed(edits)}
     return plan.replace(
@@ -283,15 +290,25 @@ def rewritten(study: Study, old: Plan, new: Plan, finished: Container[str], at: 
     edits = list(old.edits)
     for name, arm in new.arms.items():
         before = old.arms.get(name)
+        if before is None:
+            if old.started is not None:
+                edits.append(Edit(at=at, kind="arm", key=name, what=f"arm {name} was added"))
+            continue
         # The same text on the same data may resolve to something else in a newer Winnow: nobody has edited it.
-        if before is None or (before.written, before.data) == (arm.written, arm.data):
+        if (before.written, before.data) == (arm.written, arm.data):
             continue
         if before.run(0, old.sources) == arm.run(0, new.sources):
             continue
         if any(before.run(seed, old.sources) in finished for seed in study.seeds):
-            what = f"arm {name} was rewritten: {', '.join(differing(before.identity, arm.identity)) or 'its data'}"
+            files = sorted({*old.sources, *new.sources})
+            changed = [*differing(before.identity, arm.identity), *(["its data"] if before.data != arm.data else [])]
+            changed += [file for file in files if old.sources.get(file) != new.sources.get(file)]
+            what = f"arm {name} was rewritten: {', '.join(changed)}"
             claims = tuple(claim.id for claim in study.claims if name in claim.all_arms)
             edits.append(Edit(at=at, kind="arm", key=name, what=what, claims=claims))
+    if old.started is not None:
+        gone = [name for name in old.arms if name not in new.arms]
+        edits += [Edit(at=at, kind="arm", key=name, what=f"arm {name} was removed") for name in gone]
     kept = {"claims": old.claims, "design": old.design, "started": old.started, "artifacts": old.artifacts}
     return new.replace({**kept, "edits": tuple(edits)})
 

@@ -56,6 +56,7 @@ class _Table(Config):
     use: tuple[str, ...] = ()
     runs: Literal["winnow", "recorded"] = "winnow"
     artifacts: str | None = None
+    supersedes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Study:
     """Where the runs come from: made here, or recorded elsewhere with `winnow.record`."""
     artifacts: str | None = None
     """URL of the place that every run is uploaded to; None = nowhere. Neither identity nor part of the design."""
+    supersedes: str | None = None
+    """Id of the earlier study that this one replaces, and so withdraws; None = none."""
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings given on the command line instead of in the file."""
     file: Path | None = None
@@ -141,7 +144,9 @@ def parse_study(
         path = tuple((first.key or "").split("."))
         # A tuple or a union adds its own parts to the path; the nearest written key is the user's.
         raise lines.error(first.message, path[: max(lines.depth(path), 1)] or path, first.mend) from None
-    _check_id(table, lines)
+    _check_id("id", table.id, lines)
+    if table.supersedes is not None:
+        _check_id("supersedes", table.supersedes, lines)
     _check_seeds(table, lines)
     looks = _looks(table, lines)
     _check_arms(table, lines)
@@ -159,6 +164,7 @@ def parse_study(
         use=table.use,
         runs=table.runs,
         artifacts=_artifacts(table, lines),
+        supersedes=table.supersedes,
         changes=changes,
         file=None if file is None else Path(file),
         lines=lines,
@@ -209,11 +215,11 @@ def _check_plain(value: Any, path: KeyPath, lines: KeyLines) -> None:
         raise lines.error(f"{value} cannot be a setting", path, "use numbers, texts, true or false, lists and tables")
 
 
-def _check_id(table: _Table, lines: KeyLines) -> None:
+def _check_id(key: str, name: str, lines: KeyLines) -> None:
     try:
-        safe_name(table.id)
+        safe_name(name)
     except InputError as error:
-        raise lines.error(error.message, ("id",), error.mend) from None
+        raise lines.error(error.message, (key,), error.mend) from None
 
 
 def _check_seeds(table: _Table, lines: KeyLines) -> None:

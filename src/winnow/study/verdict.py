@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,11 +39,15 @@ class DecisionRule(Config):
     """No last look: an e-process after every seed. Valid whenever one stops, and dearer than declared looks."""
 
 
+Answer = Literal[Status, "withdrawn"]
+"""How a claim stands: a judgement, or that its study has been replaced by another."""
+
+
 class Verdict(Config):
     """What a study says of one claim. Effects are A minus B, in the metric's units and with its sign."""
 
     claim: Claim
-    status: Status
+    status: Answer
     reason: str
     """One line for people."""
     effect: float | None

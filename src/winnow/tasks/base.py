@@ -152,6 +152,13 @@ class TaskConfig(Variant):
     def build(self) -> Task:
         """Read the data. Raises InputError where it is missing or damaged."""
 
+    def files(self) -> tuple[Path, ...] | None:
+        """Every file that `build` reads, so that a change of one is noticed without reading it; None: not known.
+
+        Raises InputError as `build` does where one is missing.
+        """
+        return None
+
     @abstractmethod
     def located(self, folder: Path) -> Self:
         """The same config with relative paths taken from `folder` (where the study stands)."""

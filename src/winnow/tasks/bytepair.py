@@ -186,6 +186,9 @@ class FileConfig(TokenizerConfig):
     def for_shards(self, folder: Path) -> Tokenizer:
         return read_tokenizer(Path(self.path).expanduser(), self.end_of_document)
 
+    def files(self) -> tuple[Path, ...]:
+        return (Path(self.path).expanduser(),)
+
     def located(self, folder: Path) -> Self:
         return self.replace({"path": str(folder / Path(self.path).expanduser())})
 

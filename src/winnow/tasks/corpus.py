@@ -20,7 +20,15 @@ from winnow.config import digest
 from winnow.errors import InputError
 from winnow.tasks.base import Batch, Ids, Task, TaskConfig, Validation
 from winnow.tasks.cache import cached
-from winnow.tasks.documents import blocks, document_rule, find_files, read_text, split_documents, stdlib_documents
+from winnow.tasks.documents import (
+    blocks,
+    document_rule,
+    find_files,
+    read_text,
+    split_documents,
+    stdlib_documents,
+    stdlib_files,
+)
 from winnow.tasks.order import WindowOrder
 from winnow.tasks.shards import ShardSet, open_shards
 from winnow.tasks.tokenizer import NAME_THE_TOKENIZER, BytesConfig, Tokenizer, TokenizerConfig
@@ -63,6 +71,13 @@ class CorpusConfig(TaskConfig):
                 "is a token shard among text files", file=shards[0], key="task.source", mend="name one kind"
             )
         return self._from_text([read_text(path) for path in files])
+
+    def files(self) -> tuple[Path, ...]:
+        sources = (self.source,) if isinstance(self.source, str) else self.source
+        found = stdlib_files() if sources == _STDLIB else find_files(sources)
+        folders = dict.fromkeys(path.parent for path in found if path.suffix == ".bin")
+        manifests = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+        return (*found, *manifests, *self.tokenizer.files())
 
     def located(self, folder: Path) -> Self:
         sources = (self.source,) if isinstance(self.source, str) else self.source

@@ -54,23 +54,32 @@ def stdlib_documents() -> list[bytes]:
     Without tests, installed packages and what the build wrote for this machine. Sources that are not UTF-8 text
     are left out.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found: list[bytes] = []
-    for folder, subfolders, names in os.walk(root):
-        # Sorted in place: os.walk then descends in this order.
-        subfolders[:] = sorted(name for name in subfolders if not _left_out(name))
-        for name in sorted(names):
-            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
-                text = Path(folder, name).read_bytes()
-                if text_fault(text) is None:
-                    found.append(text)
+    found = [text for path in stdlib_files() if text_fault(text := path.read_bytes()) is None]
     if not found:
         raise InputError(
-            f"this Python has no standard library sources in {root}",
+            f"this Python has no standard library sources in {_stdlib()}",
             key="task.source",
             mend="give text files as source",
         )
     return found
+
+
+def stdlib_files() -> list[Path]:
+    """The source files of `stdlib_documents`, those among them that are not text too."""
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(_stdlib()):
+        # Sorted in place: os.walk then descends in this order.
+        subfolders[:] = sorted(name for name in subfolders if not _left_out(name))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if name.endswith(".py") and not name.startswith("_sysconfigdata")
+        ]
+    return found
+
+
+def _stdlib() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _left_out(folder: str) -> bool:

@@ -56,6 +56,10 @@ class TokenizerConfig(Variant):
     def for_shards(self, folder: Path) -> Tokenizer:
         """The tokenizer of the token shards in this folder. InputError where the kind needs text."""
 
+    def files(self) -> tuple[Path, ...]:
+        """Every file that makes the tokenizer, but for the data's own."""
+        return ()
+
     def located(self, folder: Path) -> TokenizerConfig:
         """The same config with relative paths taken from `folder`."""
         return self
