@@ -16,6 +16,7 @@ import pytest
 from tests.cli.tiny import WINNOW, Ended, winnow, write_study
 
 from winnow.cli import main, running
+from winnow.errors import InputError
 from winnow.notebook.document import Document
 from winnow.notebook.execute import Results, Source, Written, write_results
 from winnow.study import freshness, launch
@@ -121,6 +122,22 @@ def test_a_no_op_reads_no_data_and_starts_no_torch(clean, monkeypatch: pytest.Mo
     assert ended.stderr.endswith("False False\n"), ended.stderr
     assert ended.stdout == first.out
     assert (folder / "lab.md").read_bytes() == before
+
+
+def test_data_that_was_touched_is_read_again(clean, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = clean
+
+    def launched(*_: object) -> None:
+        raise InputError("launched")
+
+    freshness._data_marks.cache_clear()
+    monkeypatch.setattr(freshness, "_BEGAN", time.time_ns())
+    assert winnow("check", "lab.md", cwd=folder).code == 0
+    monkeypatch.setattr(running.Runner, "_launch", launched)
+    assert winnow("run", "lab.md", cwd=folder).code == 0
+    os.utime(folder / "text.txt")
+    freshness._data_marks.cache_clear()
+    assert "error: launched" in winnow("run", "lab.md", cwd=folder).err
 
 
 def test_why_show_table_and_status_speak_of_the_same_runs(clean):
