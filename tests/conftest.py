@@ -38,3 +38,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development texts in {folder}")
     return folder
+
+
+@pytest.fixture
+def shared_sources() -> Path:
+    """The folder of source notebooks beside a checkout; skips where there is none."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "sources"
+    if not folder.is_dir():
+        pytest.skip(f"no source notebooks in {folder}")
+    return folder

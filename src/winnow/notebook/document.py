@@ -99,7 +99,7 @@ class Document:
                 f"{len(data) / 2**20:.0f} MB is too long for a notebook", file=path, mend="keep data out of notebooks"
             )
         self._bom = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
-        self.text = _decode(data[len(self._bom) :], path)
+        self.text = decode(data[len(self._bom) :], path)
         ends = [match.span() for match in _LINE_END.finditer(self.text)]
         starts = [0, *(end for _, end in ends)]
         stops = [*(start for start, _ in ends), len(self.text)]
@@ -282,7 +282,8 @@ def _is_study(info: str) -> bool:
     return [word.casefold() for word in info.split()[:2]] == ["toml", "study"]
 
 
-def _decode(data: bytes, path: Path) -> str:
+def decode(data: bytes, path: Path) -> str:
+    """UTF-8 text. Raises InputError with the line of the first byte that is none."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
