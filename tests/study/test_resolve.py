@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.study.studies import TEXT, small, write_study
 
 from winnow.errors import InputError
-from winnow.study.resolve import merge, resolve
+from winnow.study.overlay import merge
+from winnow.study.resolve import resolve
 from winnow.study.spec import load_study
 
 NAMES = st.sampled_from(["a", "b", "c", "kind", "preset"])

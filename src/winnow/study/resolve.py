@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
 
 import torch
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from winnow.config import canonical_json, input_errors
 from winnow.errors import InputError, nearest
 from winnow.study.lineage import Lineage, located
 from winnow.study.locate import KeyPath
+from winnow.study.overlay import merge
 from winnow.study.parents import Parents
 from winnow.study.plan import Plan, PlannedArm, source_digests, written_digest
 from winnow.study.spec import Study
@@ -24,9 +24,6 @@ from winnow.tasks.base import Task
 from winnow.train.config import RunConfig
 from winnow.train.evaluate import held_out
 from winnow.train.sources import load_sources
-
-OFF: Final = "off"
-"""How a study writes None."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +34,6 @@ class Resolved:
     configs: Mapping[str, RunConfig]
     plan: Plan
     """Without history: `study.plan` adds what the store knows."""
-
-
-def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """`override` laid over `base`; a table that sets `kind` or `preset` replaces the one it stands over."""
-    merged = {key: _value(value) for key, value in base.items()}
-    for key, value in override.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, dict) and not {"kind", "preset"} & value.keys():
-            merged[key] = merge(cast(dict[str, Any], below), cast(Mapping[str, Any], value))
-        else:
-            merged[key] = _value(value)
-    return merged
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_value(item) if isinstance(item, Mapping) else item for item in cast(list[Any], value)]
-    if isinstance(value, Mapping):
-        return {key: _value(item) for key, item in cast(Mapping[str, Any], value).items()}
-    return None if value == OFF else value
 
 
 def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None) -> Resolved:
