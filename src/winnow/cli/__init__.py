@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli import artifacts, bisect, export, graft, numerics, output, runs, studies, upkeep, verdicts
+from winnow.cli import artifacts, bisect, export, graft, importing, numerics, output, runs, studies, upkeep, verdicts
 from winnow.cli.failures import explain
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ upkeep.register(app)
 numerics.register(app)
 export.register(app)
 graft.register(app)
+importing.register(app)
 artifacts.register(app)
 bisect.register(app)
 

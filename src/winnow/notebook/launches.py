@@ -38,7 +38,7 @@ _TOOLS = (
 _TALKERS = ("git", "echo", "printf", "grep", "sed", "awk", "curl", "alias")
 """Commands whose quoted arguments are no commands."""
 _WITHOUT_VALUE = ("--standalone", "--no-python", "--no_python", "--multi_gpu", "--cpu", "-u", "-O", "-B")
-_SYSTEM = re.compile(
+SYSTEM = re.compile(
     r"(?:CUDA|NCCL|OMP|MKL|TORCH|PYTORCH|PYTHON|HF|WANDB|MASTER|TOKENIZERS|GLOO|TRITON|XLA|NVIDIA|LD|SLURM)_?|"
     r"(?:RANK|WORLD_SIZE|LOCAL_RANK|PATH|HOME|DEBUG)\b"
 )
@@ -335,7 +335,7 @@ def _launch(
         word_name: Option(word_name, word.text, word.line)
         for word_name, word in _assignments(command.assignments, command.words[:index])
     }
-    settings = [item for item in assignments.values() if not _SYSTEM.match(item.name)]
+    settings = [item for item in assignments.values() if not SYSTEM.match(item.name)]
     by_environment = not options and len(settings) > 0
     if by_environment:
         options = [Option(item.name.lower(), item.value, item.line) for item in settings]

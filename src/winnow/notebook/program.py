@@ -46,6 +46,8 @@ class Reading(Config):
     """Why a command is no command under this reading. None: it is one."""
     form: Literal["bare", "valued"] | None = None
     """How the option must be written for the question to arise. None: either way."""
+    note: str | None = None
+    """What a reader of results should know of commands under this reading."""
 
 
 class Earlier(Config):
@@ -58,7 +60,10 @@ class Earlier(Config):
 
 
 class OptionSchema(Config):
-    """One option of a program, under the name of its flag without the dashes."""
+    """One option of a program, under the name of its flag without the dashes, hyphens as underscores.
+
+    What several options set is laid over each other in the order of the file.
+    """
 
     about: str
     environment: str | None = None
@@ -190,8 +195,8 @@ class Program(Config):
         return self
 
     def option(self, name: str) -> OptionSchema | None:
-        """What is known of `--name`; None: the program has no such option."""
-        return self.options.get(name)
+        """What is known of `--name`, with underscores or hyphens; None: the program has no such option."""
+        return self.options.get(name.replace("-", "_"))
 
     def of_environment(self, variable: str) -> str | None:
         """The option that an environment variable gives; None: none."""
