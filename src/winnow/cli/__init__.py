@@ -1,7 +1,7 @@
 """The command line: one command per job, in panels. Heavy imports stay inside the commands.
 
-Exit codes: 0 done; 1 a run failed or has not arrived where it was to be uploaded, or a verdict is unexpectedly invalid;
-2 the input is wrong; 70 Winnow itself is wrong (a traceback says where); 130 stopped with Ctrl-C.
+Exit codes: 0 done; 1 a run failed or has not arrived where it was to be uploaded, a verdict is unexpectedly invalid, or
+lint found an error; 2 the input is wrong; 70 Winnow itself is wrong (a traceback says where); 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,20 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli import artifacts, bisect, export, graft, importing, numerics, output, runs, studies, upkeep, verdicts
+from winnow.cli import (
+    artifacts,
+    bisect,
+    export,
+    graft,
+    importing,
+    lint,
+    numerics,
+    output,
+    runs,
+    studies,
+    upkeep,
+    verdicts,
+)
 from winnow.cli.failures import explain
 
 app = typer.Typer(
@@ -36,6 +49,7 @@ graft.register(app)
 importing.register(app)
 artifacts.register(app)
 bisect.register(app)
+lint.register(app)
 
 
 def _version(asked: bool) -> None:

@@ -19,13 +19,14 @@ HYPOTHESIS = re.compile(_LABEL % r"(?:hypothesis|prediction)(?: #?\d+)?", re.IGN
 RESULT = re.compile(_LABEL % r"(?:(?:[\w-]+ )?results?|conclusions?|outcome|verdict)(?: #?\d+)?", re.IGNORECASE)
 _ANNOUNCED = re.compile(r"\b(?:hypotheses|predictions)\s*:\s*$", re.IGNORECASE)
 _SUMMARY = re.compile(r"\b(?:results?|findings|conclusions?)\b[^:]*:\s*$", re.IGNORECASE)
-_ABOVE = re.compile(r"\s*(?:see|as) above\b", re.IGNORECASE)
+ABOVE = re.compile(r"\s*(?:see|as) above\b", re.IGNORECASE)
 _PREDICTION = re.compile(
     r"\bI(?:'d| would| do)?(?: fully| kinda)? (?:expect|predict|bet|hypothesi[sz]e|suspect)\b"
     r"|\bshould (?:(?:hopefully|probably|also|roughly|still|~|be (?:identical|equal|equally|equivalent|equiv|super|"
     r"slightly|much|better|worse|the same)|match|reproduce|do everything|act like|look like)\b|~match)",
     re.IGNORECASE,
 )
+LINK = re.compile(r"!?\[[^\]]*\]\([^)]*\)|https?://\S+")
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _STOP = (
     "a", "an", "and", "as", "at", "be", "by", "for", "i", "in", "is", "it", "its", "of", "on", "or", "s", "so", "that",
@@ -192,14 +193,21 @@ def _announced(items: Sequence[Prose | Fence], position: int, number: int) -> It
         elif not listed and not any(_labelled(item)):
             after = following[index + 1] if index + 1 < len(following) else None
             answer = after is not None and next((part for part in _labelled(after) if part[1] == "result"), None)
-            above = after is not None and _ABOVE.match(after.text)
+            above = after is not None and ABOVE.match(after.text)
             if answer and after:
                 where = items.index(after)
-                yield Hypothesis(item.text, item.line, number, (), _result(items, where, answer[0], answer[2]))
+                # Its words end where the next hypothesis begins: the paragraph before the next result.
+                end = next((n for n in range(index + 2, len(following)) if _is_result(following[n])), len(following))
+                until = items[: items.index(following[end - 1])] if end < len(following) else items
+                yield Hypothesis(item.text, item.line, number, (), _result(until, where, answer[0], answer[2]))
             elif above and after:
                 yield Hypothesis(item.text, item.line, number, (), Result(after.text, after.line, after.last_line))
             elif index == 0:
                 yield Hypothesis(item.text, item.line, number, ())
+
+
+def _is_result(item: Prose) -> bool:
+    return bool(ABOVE.match(item.text)) or any(kind == "result" for _, kind, _ in _labelled(item))
 
 
 def _entries(section: Section) -> Iterator[_Entry]:
@@ -223,7 +231,7 @@ def _entries(section: Section) -> Iterator[_Entry]:
             elif inside and item.kind == "paragraph":
                 head = re.split(r"\.\s|\s?[-–]\s|\s\[|\. ?\[|\n", item.text, maxsplit=1)[0]
                 if re.search(r"\bvs\b\.?|\bversus\b", head):
-                    yield _Entry(_words(head), Result(item.text, item.line, item.last_line))
+                    yield _Entry(words_of(head), Result(item.text, item.line, item.last_line))
 
 
 def _quoted(items: Sequence[Prose]) -> _Entry:
@@ -231,36 +239,37 @@ def _quoted(items: Sequence[Prose]) -> _Entry:
     said = head[1] if head else items[0].text
     rest = items[0].text[head.end() :] if head else ""
     text = "\n".join(part for part in [rest.strip(), *(item.text for item in items[1:])] if part)
-    return _Entry(_words(said), Result(text, items[0].line, items[-1].last_line))
+    return _Entry(words_of(said), Result(text, items[0].line, items[-1].last_line))
 
 
 def _judged(item: Hypothesis, entries: Sequence[_Entry], section: Section, launches: Sequence[Launch]) -> Hypothesis:
     """The hypothesis with the summary's entry that covers it best."""
     if item.result is not None or not entries:
         return item
-    said = set(_words(item.text))
+    said = set(words_of(item.text))
     options: set[str] = set()
     for index in item.launches:
         launch = launches[index]
-        said.update(word for prose in launch.lead for word in _words(prose.text))
+        said.update(word for prose in launch.lead for word in words_of(prose.text))
         for option in launch.options:
             if option.name not in (*NAMES, *GROUPS, *SEEDS):
-                options.update(_words(f"{option.name} {option.value or ''}"))
+                options.update(words_of(f"{option.name} {option.value or ''}"))
     best: tuple[float, int] = (0.0, 0)
     chosen: Result | None = None
     for entry in entries:
-        by_options = sum(_has(options, word) for word in entry.words)
-        score = sum(_has(said | options, word) for word in entry.words) / max(len(entry.words), 1)
+        by_options = sum(alike(options, word) for word in entry.words)
+        score = sum(alike(said | options, word) for word in entry.words) / max(len(entry.words), 1)
         if score >= _COVERED and len(entry.words) > 1 and (score, by_options) > best:
             best, chosen = (score, by_options), entry.result
     return replace(item, verdict=chosen)
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """The words and numbers of a text that say something, each once, in small letters."""
     return tuple(dict.fromkeys(word for word in _WORD.findall(text.casefold()) if word not in _STOP))
 
 
-def _has(words: Iterable[str], wanted: str) -> bool:
+def alike(words: Iterable[str], wanted: str) -> bool:
     """Whether a word is there, in another form perhaps: one that begins like it."""
     if wanted in words:
         return True

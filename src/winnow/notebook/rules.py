@@ -1,0 +1,162 @@
+"""What a lint rule is, what it reads, and the list of all rules.
+
+A rule looks at the structure of a `Reading` and yields what it finds, each with its line. It knows no notebook and no
+training program: what an option means is asked of `program`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from winnow.errors import InputError
+from winnow.notebook.document import Block, Document
+from winnow.notebook.launches import BlockState, Launch, block_states, launches
+from winnow.notebook.pages import Page, Prose, Section
+from winnow.notebook.program import Program
+from winnow.notebook.runs import Run, runs
+from winnow.notebook.statements import Result, Statements, statements
+
+Severity = Literal["error", "warning", "notice"]
+OUTDATED = re.compile(r"\b(?:outdated|out of date|deprecated|obsolete|old|no longer)\b", re.IGNORECASE)
+"""Words by which a heading says that its commands are of yesterday."""
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "notice")
+"""error: what is written is not what runs, or cannot be read as meant; warning: a comparison that cannot bear a
+conclusion as it stands; notice: worth a look."""
+
+
+class Found(NamedTuple):
+    """What a rule yields."""
+
+    line: int
+    message: str
+    related: tuple[int, ...] = ()
+    """Other lines that it is about."""
+    mend: str | None = None
+    """Instead of the rule's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What lint reports."""
+
+    file: str
+    line: int
+    rule: str
+    severity: Severity
+    message: str
+    mend: str
+    related: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.severity}: {self.rule}: {self.message}; {self.mend}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One thing that can be wrong."""
+
+    name: str
+    severity: Severity
+    about: str
+    mend: str
+    check: Callable[[Reading], Iterable[Found]]
+
+
+RULES: dict[str, Rule] = {}
+"""Every rule by name, in the order of the modules that hold them."""
+
+Check = Callable[["Reading"], Iterable[Found]]
+
+
+def rule(name: str, severity: Severity, about: str, mend: str) -> Callable[[Check], Check]:
+    """Enter a function into the list of rules."""
+
+    def enter(check: Check) -> Check:
+        assert name not in RULES, name
+        RULES[name] = Rule(name, severity, about, mend, check)
+        return check
+
+    return enter
+
+
+class Reading:
+    """A page with everything that rules ask of it, each part read once."""
+
+    def __init__(self, page: Page, programs: Sequence[Program]) -> None:
+        self.page = page
+        self.programs = programs
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """Every start of a training program."""
+        return launches(self.page)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The launches with what is known of their programs, in the same order."""
+        return runs(self.launches, self.programs)
+
+    @cached_property
+    def groups(self) -> dict[str, list[Run]]:
+        """Runs that are compared with each other, by the group they name; those that name none are in none."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.group is not None:
+                found.setdefault(run.group, []).append(run)
+        return found
+
+    @cached_property
+    def states(self) -> tuple[BlockState, ...]:
+        """The state of every fence that has one."""
+        return block_states(self.page)
+
+    @cached_property
+    def statements(self) -> Statements:
+        """Hypotheses, results and predictions."""
+        return statements(self.page, self.launches)
+
+    @cached_property
+    def document(self) -> Document | InputError:
+        """The page as a notebook of Winnow's, or why it is none."""
+        try:
+            return Document(self.page.data, self.page.path)
+        except InputError as error:
+            return error
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Winnow's own parts of the page."""
+        return () if isinstance(self.document, InputError) else self.document.blocks
+
+    @cached_property
+    def prose(self) -> tuple[tuple[int, Prose], ...]:
+        """Sentences that an author wrote, with the index of their section: not what Winnow wrote."""
+        return tuple(self._prose())
+
+    def _prose(self) -> Iterator[tuple[int, Prose]]:
+        for index, section in enumerate(self.page.sections):
+            for item in section.items:
+                if isinstance(item, Prose) and item.is_text and not self.is_winnows(item.line):
+                    yield index, item
+
+    def is_winnows(self, line: int) -> bool:
+        """Whether a line stands in a part that Winnow writes."""
+        return any(block.opening_line <= line <= block.closing_line for block in self.blocks)
+
+    @cached_property
+    def results(self) -> tuple[tuple[int, Result], ...]:
+        """Everything that says how something came out: labelled results, and the entries of summaries."""
+        found = {result.line: (section, result) for section, result in self.statements.results}
+        for item in self.statements.hypotheses:
+            for result in (item.result, item.verdict):
+                if result is not None:
+                    found.setdefault(result.line, (item.section, result))
+        return tuple(found[line] for line in sorted(found))
+
+    def section_of(self, run: Run) -> Section:
+        """The section a run stands in."""
+        return self.page.sections[run.launch.section]

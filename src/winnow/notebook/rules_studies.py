@@ -1,0 +1,209 @@
+"""Rules about study cells and what Winnow wrote under them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from winnow.errors import InputError
+from winnow.notebook.document import Block, Cell
+from winnow.notebook.results import escape
+from winnow.notebook.rules import Found, Reading, rule
+from winnow.study.spec import Study, parse_study
+
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_UNANSWERED = re.compile(r"^\| \*\*(?P<claim>[^*]+)\*\*:.*?\| \*\*undecided\*\*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A study cell: the study, or why it is none."""
+
+    cell: Cell
+    study: Study | None
+    error: InputError | None
+
+
+def _studies(reading: Reading) -> list[_Read]:
+    document = reading.document
+    if isinstance(document, InputError):
+        return []
+    found: list[_Read] = []
+    for cell in document.cells:
+        try:
+            found.append(_Read(cell, parse_study(cell.text, reading.page.path, cell.first_line), None))
+        except InputError as error:
+            found.append(_Read(cell, None, error))
+    return found
+
+
+def _valid(reading: Reading) -> list[tuple[Cell, Study]]:
+    return [(item.cell, item.study) for item in _studies(reading) if item.study is not None]
+
+
+def _line(study: Study, cell: Cell, *path: str) -> int:
+    return study.lines.line(path) or cell.opening_line
+
+
+def _blocks(reading: Reading) -> Mapping[str, Block]:
+    return {block.study: block for block in reading.blocks}
+
+
+@rule("study-invalid", "error", "a study cell that Winnow refuses", "mend the cell")
+def study_invalid(reading: Reading) -> Iterator[Found]:
+    document = reading.document
+    if isinstance(document, InputError):
+        yield Found(document.line or 1, document.message, mend=document.mend)
+    for item in _studies(reading):
+        if item.error is not None:
+            said = f"{item.error.key}: {item.error.message}" if item.error.key else item.error.message
+            yield Found(item.error.line or item.cell.opening_line, said, mend=item.error.mend)
+
+
+@rule(
+    "results-edited",
+    "error",
+    "what Winnow wrote was changed by hand",
+    "write your own text outside the markers; the next run puts the old text into a file beside the notebook",
+)
+def results_edited(reading: Reading) -> Iterator[Found]:
+    for block in reading.blocks:
+        if block.edited:
+            yield Found(block.opening_line, f"the results of {block.study!r} are not what was written")
+
+
+@rule(
+    "results-orphaned",
+    "warning",
+    "results whose study is not on the page",
+    "restore the study's cell, or remove the results with their markers",
+)
+def results_orphaned(reading: Reading) -> Iterator[Found]:
+    document = reading.document
+    if not isinstance(document, InputError):
+        for block in document.blocks:
+            if document.cell(block.study) is None:
+                yield Found(block.opening_line, f"no cell declares {block.study!r}")
+
+
+@rule(
+    "results-stale",
+    "error",
+    "results that judge other claims than the cell now makes",
+    "give `winnow run` again: it writes what holds for the cell as it is",
+)
+def results_stale(reading: Reading) -> Iterator[Found]:
+    blocks = _blocks(reading)
+    for _, study in _valid(reading):
+        block = blocks.get(study.id)
+        if block is None or block.edited or "| claim |" not in block.content:
+            continue
+        now = {f"**{escape(claim.id)}**: {escape(claim.text)}" for claim in study.claims}
+        then = set(re.findall(r"^\| (\*\*.+?\*\*: .*?) \| \*\*\w+\*\*", block.content, re.MULTILINE))
+        changed = sorted(now ^ then)
+        if changed:
+            yield Found(block.opening_line, f"claims differ from the cell's, first {changed[0]}")
+
+
+@rule(
+    "results-picture",
+    "warning",
+    "a picture of the results that is not there",
+    "give `winnow run` again: it draws what is missing",
+)
+def results_picture(reading: Reading) -> Iterator[Found]:
+    folder = reading.page.path.parent
+    for block in reading.blocks:
+        for line, text in enumerate(block.content.split("\n"), block.opening_line + 1):
+            for name in _PICTURE.findall(text):
+                if "://" not in name and not (folder / name).exists():
+                    yield Found(line, f"no file {name!r} beside the notebook")
+
+
+@rule("study-without-claims", "notice", "a study that claims nothing", "say what would decide its question")
+def study_without_claims(reading: Reading) -> Iterator[Found]:
+    for cell, study in _valid(reading):
+        if not study.claims:
+            yield Found(cell.opening_line, f"{study.id!r} has {len(study.arms)} arms and no claim")
+
+
+@rule("study-without-question", "notice", "a study without a question", "write the question down in one sentence")
+def study_without_question(reading: Reading) -> Iterator[Found]:
+    for cell, study in _valid(reading):
+        if not study.question:
+            yield Found(cell.opening_line, f"{study.id!r} does not say what it asks")
+
+
+@rule(
+    "claim-without-smallest",
+    "notice",
+    "a claim without a smallest effect of interest: it can hardly be refuted",
+    "end it with `smallest s`, s the smallest effect that would matter",
+)
+def claim_without_smallest(reading: Reading) -> Iterator[Found]:
+    for cell, study in _valid(reading):
+        for claim in study.claims:
+            if claim.smallest is None and claim.kind not in ("equal", "proxy"):
+                yield Found(_line(study, cell, "claims", claim.id), f"{claim.id!r}: {claim.text}")
+
+
+@rule("study-single-seed", "warning", "a study on one or two seeds", "give three seeds or more, eight if you can")
+def study_single_seed(reading: Reading) -> Iterator[Found]:
+    for cell, study in _valid(reading):
+        if len(study.seeds) < 3 and study.claims:
+            n = len(study.seeds)
+            yield Found(
+                _line(study, cell, "seeds"), f"{study.id!r} has {n} seed{'s' * (n > 1)}: no claim can be decided"
+            )
+
+
+@rule(
+    "claim-unanswered",
+    "notice",
+    "a claim that never got an answer",
+    "give `winnow run`, or add the seeds that it asks for",
+)
+def claim_unanswered(reading: Reading) -> Iterator[Found]:
+    blocks = _blocks(reading)
+    for cell, study in _valid(reading):
+        block = blocks.get(study.id)
+        undecided = set() if block is None else set(_UNANSWERED.findall(block.content))
+        for claim in study.claims:
+            if block is None or escape(claim.id) in undecided:
+                why = "has not been judged" if block is None else "is undecided"
+                yield Found(_line(study, cell, "claims", claim.id), f"{claim.id!r} {why}")
+
+
+@rule(
+    "hypothesis-without-claim",
+    "notice",
+    "a hypothesis in prose beside a study that makes no claim of it",
+    'write it into the cell: claims.h1 = "A better-than B on METRIC smallest s"',
+)
+def hypothesis_without_claim(reading: Reading) -> Iterator[Found]:
+    """Beside: in the same section, where the study has fewer claims than the section has hypotheses."""
+    sections = reading.page.sections
+    for index, section in enumerate(sections):
+        found = [item for item in reading.statements.hypotheses if item.section == index]
+        studies = [study for cell, study in _valid(reading) if section.line <= cell.opening_line <= section.last_line]
+        claims = sum(len(study.claims) for study in studies)
+        if studies:
+            for item in found[claims:]:
+                yield Found(item.line, f"the studies of this section make {claims} claim{'s' * (claims != 1)}")
+
+
+@rule(
+    "supersedes-unknown",
+    "error",
+    "a study that replaces one that is not on the page",
+    "give the id of a study of this notebook",
+)
+def supersedes_unknown(reading: Reading) -> Iterator[Found]:
+    read = _studies(reading)
+    known = {item.cell.study for item in read if item.cell.study}
+    for item in read:
+        for number, text in enumerate(item.cell.text.split("\n"), item.cell.first_line):
+            match = re.match(r"\s*supersedes?\s*=\s*[\"']([^\"']*)[\"']", text)
+            if match and match[1] not in known:
+                yield Found(number, f"there is no study {match[1]!r}")
