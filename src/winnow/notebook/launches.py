@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 from winnow.notebook.pages import Fence, Page, Prose
 from winnow.notebook.shell import Command, Word, parse
@@ -80,7 +81,7 @@ class Launch:
     """All commands of its block, in order; those of a remote call in place of the call."""
     command: Command
     """The one that starts the program."""
-    interface: str
+    interface: Literal["environment", "flags"]
     """"flags", or "environment" where settings are given as variables."""
     remote: str | None
     """The machine that a remote call names."""

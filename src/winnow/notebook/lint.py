@@ -14,14 +14,17 @@ from pathlib import Path
 from winnow.errors import InputError, nearest
 from winnow.notebook.pages import Page
 from winnow.notebook.program import Program, known_programs
-from winnow.notebook.rules import RULES, Finding, Reading, Rule, rule
+from winnow.notebook.rules import RULES, Finding, Found, Reading, Rule, rule
+
+RELATED = 50
+"""Related lines that a finding keeps."""
 
 for _part in ("fences", "commands", "sets", "design", "text", "claims", "links", "studies"):
     import_module(f"winnow.notebook.rules_{_part}")
 
 
 @rule("unreadable", "error", "a file that is no text in UTF-8", "save it as UTF-8, or give another file")
-def unreadable(reading: Reading) -> Iterable[tuple[()]]:
+def unreadable(reading: Reading) -> Iterable[Found]:
     """Found before any other rule can look: see `lint`."""
     return ()
 
@@ -65,7 +68,9 @@ def lint_bytes(
         return (found,) if own in chosen else ()
     reading = Reading(page, known_programs() if programs is None else programs)
     findings = {
-        Finding(str(path), item.line, rule.name, rule.severity, item.message, item.mend or rule.mend, item.related)
+        Finding(
+            str(path), item.line, rule.name, rule.severity, item.message, item.mend or rule.mend, item.related[:RELATED]
+        )
         for rule in chosen
         for item in rule.check(reading)
     }

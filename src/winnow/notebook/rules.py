@@ -21,6 +21,7 @@ from winnow.notebook.runs import Run, runs
 from winnow.notebook.statements import Result, Statements, statements
 
 Severity = Literal["error", "warning", "notice"]
+_WINNOWS = re.compile(rb"<!-- /?winnow|toml[ \t]+study", re.IGNORECASE)
 OUTDATED = re.compile(r"\b(?:outdated|out of date|deprecated|obsolete|old|no longer)\b", re.IGNORECASE)
 """Words by which a heading says that its commands are of yesterday."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "notice")
@@ -34,7 +35,7 @@ class Found(NamedTuple):
     line: int
     message: str
     related: tuple[int, ...] = ()
-    """Other lines that it is about."""
+    """Other lines that it is about; of many, the first ones."""
     mend: str | None = None
     """Instead of the rule's own."""
 
@@ -120,8 +121,10 @@ class Reading:
         return statements(self.page, self.launches)
 
     @cached_property
-    def document(self) -> Document | InputError:
-        """The page as a notebook of Winnow's, or why it is none."""
+    def document(self) -> Document | InputError | None:
+        """The page as a notebook of Winnow's, why it is none, or None: nothing on it asks to be one."""
+        if not _WINNOWS.search(self.page.data):
+            return None
         try:
             return Document(self.page.data, self.page.path)
         except InputError as error:
@@ -130,7 +133,7 @@ class Reading:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Winnow's own parts of the page."""
-        return () if isinstance(self.document, InputError) else self.document.blocks
+        return self.document.blocks if isinstance(self.document, Document) else ()
 
     @cached_property
     def prose(self) -> tuple[tuple[int, Prose], ...]:
@@ -143,9 +146,19 @@ class Reading:
                 if isinstance(item, Prose) and item.is_text and not self.is_winnows(item.line):
                     yield index, item
 
+    @cached_property
+    def by_section(self) -> dict[int, tuple[list[Run], list[Prose]]]:
+        """Runs and an author's prose, by the index of their section."""
+        found: dict[int, tuple[list[Run], list[Prose]]] = {n: ([], []) for n in range(len(self.page.sections))}
+        for run in self.runs:
+            found[run.launch.section][0].append(run)
+        for section, item in self.prose:
+            found[section][1].append(item)
+        return found
+
     def is_winnows(self, line: int) -> bool:
         """Whether a line stands in a part that Winnow writes."""
-        return any(block.opening_line <= line <= block.closing_line for block in self.blocks)
+        return bool(self.blocks) and any(block.opening_line <= line <= block.closing_line for block in self.blocks)
 
     @cached_property
     def results(self) -> tuple[tuple[int, Result], ...]:
@@ -156,6 +169,11 @@ class Reading:
                 if result is not None:
                     found.setdefault(result.line, (item.section, result))
         return tuple(found[line] for line in sorted(found))
+
+    @cached_property
+    def sections_with_results(self) -> frozenset[int]:
+        """Indexes of sections that hold one."""
+        return frozenset(section for section, _ in self.results)
 
     def section_of(self, run: Run) -> Section:
         """The section a run stands in."""

@@ -21,27 +21,30 @@ _DIRECTION = re.compile(
 )
 _SEEDS = re.compile(r"\bseeds?\b|\bruns\b|\bn ?= ?\d|±|\bstd\b|\bsd\b|\bconfidence\b", re.I)
 _OPEN = re.compile(
-    r"\bunclear\b|\bidk\b|\bI (?:still |acc |actually )*do(?:n't| not) (?:still |acc |actually )*know\b|\bnot sure\b|\binconclusive\b"
-    r"|\bhard to (?:say|tell)\b|\bcan(?:'t|not) tell\b|\bmay(?:be)? (?:just )?be noise\b|\bjust noise\b|\bwait (?:on|for) (?:the|a) longer\b"
-    r"|\bmore seeds later\b|\bto be seen\b",
+    r"\bunclear\b|\bidk\b|\bI (?:still |acc |actually )*do(?:n't| not) (?:still |acc |actually )*know\b|\bnot sure\b"
+    r"|\binconclusive\b|\bhard to (?:say|tell)\b|\bcan(?:'t|not) tell\b|\bmay(?:be)? (?:just )?be noise\b"
+    r"|\bjust noise\b|\bwait (?:on|for) (?:the|a) longer\b|\bmore seeds later\b|\bto be seen\b",
     re.I,
 )
 _LOST = re.compile(
-    r"\b(?:didn't|did not|forgot to|failed to|couldn't) (?:upload|save|record|log)\b|\baccidentally (?:deleted|removed|overwrote)\b"
-    r"|\b(?:don't|do not|no longer) have the (?:model|artefact|artifact|weights|checkpoint|log)|\blost the (?:model|weights|checkpoint|log)",
+    r"\b(?:didn't|did not|forgot to|failed to|couldn't) (?:upload|save|record|log)\b"
+    r"|\baccidentally (?:deleted|removed|overwrote)\b|\blost the (?:model|weights|checkpoint|log)"
+    r"|\b(?:don't|do not|no longer) have the (?:model|artefact|artifact|weights|checkpoint|log)",
     re.I,
 )
 _STOPPED = re.compile(
     r"\bstopp(?:ed|ing)\b[^.!?]{0,40}\bruns?\b[^.!?]{0,40}\b(?:early|partial)\b|\bstopped early\b", re.I
 )
 _ITSELF = re.compile(
-    r"(?:\b(?:the|all|all the|every) )?\b(?P<one>[\w=.-]*\w(?: (?:runs?|models?|heads?|arms?|seeds?|inits?|baselines?))?) "
+    r"(?:\b(?:the|all|all the|every) )?"
+    r"\b(?P<one>[\w=.-]*\w(?: (?:runs?|models?|heads?|arms?|seeds?|inits?|baselines?))?) "
     r"(?:is|are|was|were|seems?|seem|looks?|look|did|does|do|performs?|performed)\b[^.;:()!?]{0,50}?"
     r"\b(?:than|vs\.?|versus) (?:all |the |all the |every )?(?P=one)(?![\w-])",
     re.I,
 )
 _WITHOUT_DIRECTION = re.compile(
-    r"\b(?:had|has|have|got|gets|is|was|at) (?:a )?(?:much|slightly|a lot|a bit|a little|way|far)\s+((?:\w+ ){1,3})than\b",
+    r"\b(?:had|has|have|got|gets|is|was|at) (?:a )?(?:much|slightly|a lot|a bit|a little|way|far)\s+"
+    r"((?:\w+ ){1,3})than\b",
     re.I,
 )
 _COMPARATIVE = re.compile(r"\b(?:more|less|fewer|better|worse|rather|other|further|\w+er)\b", re.I)
@@ -49,7 +52,8 @@ _NOT_RUN = re.compile(
     r"\b(?:didn't|did not|never|haven't|have not) (?:acc |actually |end up )?r[ua]n\b|\bnot run\b", re.I
 )
 _THAN = re.compile(
-    r"\b(?:than|identical to|same as|as good as|as bad as|equal to|match(?:es|ed)?) (?:the |a |an )?((?:[\w=.-]+ ?){1,6})",
+    r"\b(?:than|identical to|same as|as good as|as bad as|equal to|match(?:es|ed)?) (?:the |a |an )?"
+    r"((?:[\w=.-]+ ?){1,6})",
     re.I,
 )
 
@@ -99,7 +103,7 @@ def prediction_unanswered(reading: Reading) -> Iterator[Found]:
 )
 def section_without_result(reading: Reading) -> Iterator[Found]:
     for index, section in enumerate(reading.page.sections):
-        runs = [run for run in reading.runs if run.launch.section == index]
+        runs, _ = reading.by_section[index]
         if not runs or OUTDATED.search(section.title) or _has_outcome(reading, index):
             continue
         blocks = f"{len(runs)} block{'s' * (len(runs) > 1)} and no outcome"
@@ -108,10 +112,10 @@ def section_without_result(reading: Reading) -> Iterator[Found]:
 
 def _has_outcome(reading: Reading, index: int) -> bool:
     """A labelled result, or words of one: in prose about no single block, as an update, or in the next heading."""
-    if any(section == index for section, _ in reading.results):
+    if index in reading.sections_with_results:
         return True
-    leads = {item.line for run in reading.runs if run.launch.section == index for item in run.launch.lead}
-    here = [item for number, item in reading.prose if number == index]
+    runs, here = reading.by_section[index]
+    leads = {item.line for run in runs for item in run.launch.lead}
     loose = [item.text for item in here if item.line not in leads or re.match(r"\s*update\b", item.text, re.I)]
     following = reading.page.sections[index + 1].title if index + 1 < len(reading.page.sections) else ""
     said = re.match(r"(?:OK|so|well|hm+|update)\b[^.?!]*\b(?:seems?|is|it's|was|were|did)\b", following, re.I)

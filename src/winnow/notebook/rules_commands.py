@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from winnow.errors import nearest
 from winnow.notebook.launches import RUNNERS, SHELLS, Launch, Option
 from winnow.notebook.rules import OUTDATED, Found, Reading, rule
-from winnow.notebook.runs import Run
 from winnow.notebook.shell import parse
 
 _PRIVATE = re.compile(r"(?:/root|/home/[^/]+|/Users/[^/]+|~|\$HOME)(?:/|$)|/tmp/|[A-Za-z]:\\")
@@ -84,7 +83,7 @@ def option_value(reading: Reading) -> Iterator[Found]:
     for run in reading.runs:
         for option in (*run.launch.options, *run.launch.lost):
             schema = run.schema(run.own_name(option))
-            problem = None if schema is None else schema.problem(option.value, _interface(run))
+            problem = None if schema is None else schema.problem(option.value, run.launch.interface)
             if problem is not None:
                 yield Found(option.line, f"--{option.name}: {_first(problem)}")
 
@@ -239,9 +238,19 @@ def revision_in_name(reading: Reading) -> Iterator[Found]:
             continue
         named = re.findall(r"(?<![A-Za-z0-9])[0-9a-f]{7,40}(?![A-Za-z0-9])", option.value)
         revision = word.text
-        if re.fullmatch(r"[0-9a-f]{6,40}", revision) and any(re.search(r"\d", name) for name in named):
-            if not any(revision.startswith(name) or name.startswith(revision) for name in named):
-                yield Found(option.line, f"the run is called {option.value} and runs {revision}", (word.line,))
+        is_one = re.fullmatch(r"[0-9a-f]{6,40}", revision) and any(re.search(r"\d", name) for name in named)
+        if is_one and not any(revision.startswith(name) or name.startswith(revision) for name in named):
+            yield Found(option.line, f"the run is called {option.value} and runs {revision}", (word.line,))
+
+
+@rule(
+    "code-unpinned",
+    "notice",
+    "commands that run whatever `git pull` brings: nothing says which code made the results",
+    "check the commit out by its name, and write it down",
+)
+def code_unpinned(reading: Reading) -> Iterator[Found]:
+    yield from _by_section([each for each in reading.launches if each.pulls and each.checkout is None])
 
 
 @rule(
@@ -251,15 +260,18 @@ def revision_in_name(reading: Reading) -> Iterator[Found]:
     "write the number that it ran on",
 )
 def devices_of_machine(reading: Reading) -> Iterator[Found]:
-    by_section: dict[int, list[Launch]] = {}
-    for launch in reading.launches:
-        if launch.processes is not None and not launch.processes.isdecimal():
-            by_section.setdefault(launch.section, []).append(launch)
-    for found in by_section.values():
-        lines = tuple(launch.line for launch in found)
-        yield Found(
-            lines[0], f"{len(lines)} block{'s' * (len(lines) > 1)} of this section, from this one on", lines[1:]
-        )
+    many = [each for each in reading.launches if each.processes is not None and not each.processes.isdecimal()]
+    yield from _by_section(many)
+
+
+def _by_section(launches: list[Launch]) -> Iterator[Found]:
+    """What holds for many blocks is said once a section, at the first of them."""
+    by_section: dict[int, list[int]] = {}
+    for launch in launches:
+        by_section.setdefault(launch.section, []).append(launch.line)
+    for first, *more in by_section.values():
+        blocks = f"{len(more) + 1} blocks of this section, from this one on" if more else "this block"
+        yield Found(first, blocks, tuple(more))
 
 
 @rule(
@@ -277,10 +289,6 @@ def port_reused(reading: Reading) -> Iterator[Found]:
             if earlier:
                 yield Found(launch.line, f"port {port.value}, as on line {earlier[-1]}", tuple(earlier))
             earlier.append(launch.line)
-
-
-def _interface(run: Run):
-    return "environment" if run.launch.interface == "environment" else "flags"
 
 
 def _listed(names: list[str]) -> str:

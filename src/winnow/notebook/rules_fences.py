@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from winnow.notebook.launches import Launch
 from winnow.notebook.pages import Fence
 from winnow.notebook.rules import Found, Reading, rule
 
@@ -126,7 +127,7 @@ def state_contradicted(reading: Reading) -> Iterator[Found]:
     for launch in reading.launches:
         if launch.state is None or launch.state.state not in _CONTRADICTED:
             continue
-        said = _said(reading, launch.line)
+        said = _said(launch)
         if said is not None and said[1] in _CONTRADICTED[launch.state.state]:
             yield Found(launch.line, f"marked as {launch.state.state}, and line {said[0]} says {said[2]!r}", (said[0],))
 
@@ -139,14 +140,13 @@ def state_contradicted(reading: Reading) -> Iterator[Found]:
 )
 def state_in_prose(reading: Reading) -> Iterator[Found]:
     for launch in reading.launches:
-        said = _said(reading, launch.line) if launch.state is None else None
+        said = _said(launch) if launch.state is None else None
         if said is not None:
             yield Found(said[0], f"{said[2]!r}, and the block on line {launch.line} has no state", (launch.line,))
 
 
-def _said(reading: Reading, fence_line: int) -> tuple[int, str, str] | None:
+def _said(launch: Launch) -> tuple[int, str, str] | None:
     """Line, kind and words by which the prose right before a block says how it ended: in brackets, or in capitals."""
-    launch = next(each for each in reading.launches if each.line == fence_line)
     for item in reversed(launch.lead):
         for line, text in item.numbered() if item.is_text else ():
             for part in re.findall(r"\(([^()]*)\)|\b(DONE|KILLED|FAILED|CRASHED|RUNNING)\b", text):
@@ -174,7 +174,7 @@ def state_missing(reading: Reading) -> Iterator[Found]:
             yield Found(launch.line, f"no state; blocks like it have one from line {first} on", (first,))
 
 
-def _kind(launch) -> tuple[str, ...]:
+def _kind(launch: Launch) -> tuple[str, ...]:
     before = [" ".join(word.text for word in command.words[:2]) for command in launch.commands[:-1]]
     return (launch.module, launch.launcher, str(launch.processes), str(launch.remote), *before)
 

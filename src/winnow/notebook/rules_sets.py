@@ -11,6 +11,8 @@ from winnow.notebook.runs import Run
 
 _INDEX = re.compile(r"(?:^|(?<=[_-]))(?:run|trial|rep|replicate|try)[_-]?(\d+)(?=[_-]|$)")
 """The number in a run's name."""
+_SHOWN = 8
+"""How many earlier runs of one name are told of; a page of copies would have a number of them that nobody reads."""
 _SEED_WORDS = re.compile(r"\bseeds?\b|\bagain\b|\bre-?run|\bre-?run\b|\breplicat|\brepeat|\bmore time\b", re.IGNORECASE)
 
 
@@ -23,7 +25,7 @@ _SEED_WORDS = re.compile(r"\bseeds?\b|\bagain\b|\bre-?run|\bre-?run\b|\breplicat
 def run_overwritten(reading: Reading) -> Iterator[Found]:
     for earlier, run in _namesakes(reading):
         same = [other for other in earlier if other.group == run.group]
-        for other in same:
+        for other in same[-_SHOWN:]:
             what = (
                 "with the same settings" if other.identity == run.identity else f"differs in {_difference(other, run)}"
             )
@@ -38,7 +40,7 @@ def run_overwritten(reading: Reading) -> Iterator[Found]:
 )
 def run_collides(reading: Reading) -> Iterator[Found]:
     for earlier, run in _namesakes(reading):
-        others = tuple(other.line for other in earlier if other.group != run.group)
+        others = tuple(other.line for other in earlier if other.group != run.group)[:_SHOWN]
         if others:
             place = f"line {others[0]}" if len(others) == 1 else f"lines {', '.join(map(str, others))}"
             yield Found(run.line, f"{run.name!r} is also the run on {place}, in another group", others)
@@ -52,7 +54,7 @@ def _namesakes(reading: Reading) -> Iterator[tuple[list[Run], Run]]:
             continue
         earlier = seen.setdefault((run.program.name if run.program else run.launch.module, run.name), [])
         if earlier:
-            yield list(earlier), run
+            yield earlier, run
         earlier.append(run)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from winnow.errors import InputError
-from winnow.notebook.document import Block, Cell
+from winnow.notebook.document import Block, Cell, Document
 from winnow.notebook.results import escape
 from winnow.notebook.rules import Found, Reading, rule
 from winnow.study.spec import Study, parse_study
@@ -27,7 +27,7 @@ class _Read:
 
 def _studies(reading: Reading) -> list[_Read]:
     document = reading.document
-    if isinstance(document, InputError):
+    if not isinstance(document, Document):
         return []
     found: list[_Read] = []
     for cell in document.cells:
@@ -81,7 +81,7 @@ def results_edited(reading: Reading) -> Iterator[Found]:
 )
 def results_orphaned(reading: Reading) -> Iterator[Found]:
     document = reading.document
-    if not isinstance(document, InputError):
+    if isinstance(document, Document):
         for block in document.blocks:
             if document.cell(block.study) is None:
                 yield Found(block.opening_line, f"no cell declares {block.study!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from winnow.notebook.pages import Prose
 from winnow.notebook.rules import Found, Reading, rule
@@ -18,7 +18,7 @@ _VALUE = re.compile(
     r"(?<![\w`/.-])(?P<name>[A-Za-z][A-Za-z_]{2,})\s?=\s?(?P<value>-?\d+(?:\.\d+)?(?:e-?\d+)?|[A-Za-z][\w]*)"
 )
 _FRACTION = re.compile(r"\b1/(?P<n>\d+)x? (?P<name>[A-Za-z]+(?: [A-Za-z]+){0,2})")
-_SWITCHED = re.compile(r"\b(?P<name>[A-Za-z]{4,}?)(?:ging)? (?:enabled|turned on|switched on)\b", re.IGNORECASE)
+_SWITCHED = re.compile(r"\b(?P<name>[A-Za-z]{4,}?)(?:ging)? (?:enabled|turned on|switched on)\b")
 _LEFT_OUT = ("use", "with", "enable")
 
 
@@ -65,10 +65,8 @@ def text_value(reading: Reading) -> Iterator[Found]:
             reached = [option for option in options if option in run.launch.options]
             if not options or any(option.value is None or _same(option.value, v) for option in reached for v in values):
                 continue
-            if reached:
-                had = f"the command has {reached[0].value}"
-            else:
-                had = f"--{options[0].name} never reaches the program"
+            lost = f"--{options[0].name} never reaches the program"
+            had = f"the command has {reached[0].value}" if reached else lost
             yield Found(line, f"{name} {' or '.join(values)}, and {had}", (options[0].line,))
 
 
@@ -91,60 +89,54 @@ def _claimed(reading: Reading) -> set[int]:
 def text_option(reading: Reading) -> Iterator[Found]:
     """Only for options that stand bare: `no compile`, `mup`. A group is said once."""
     flags = _flags(reading)
+    variables = list(dict.fromkeys(name for run in reading.runs for name in run.environment))
     said_groups: set[tuple[str, str]] = set()
     for run in reading.runs:
-        prose = [item for item in run.launch.lead if item.is_text]
-        where = [(line, LINK.sub(" ", text)) for item in prose for line, text in item.numbered()]
+        missing = [(name, words) for name, words in flags[_program(run)].items() if name not in run.given]
         for option, kind in ((run.name_option, "run"), (run.group_option, "group")):
             if option is None or option.value is None:
                 continue
-            for name in flags.get(_program(run), {}):
-                words = _essential(name)
-                if name in run.given or not _contains(option.value, words):
+            text = option.value.casefold()
+            for name, words in missing:
+                if not _contains(text, words) or (kind == "group" and (text, name) in said_groups):
                     continue
+                others: list[int] = []
                 if kind == "group":
-                    if (option.value, name) in said_groups:
-                        continue
-                    said_groups.add((option.value, name))
-                others = [
-                    other.line
-                    for other in reading.groups.get(run.group or "", [])
-                    if kind == "group" and name not in other.given and other is not run
-                ]
+                    said_groups.add((text, name))
+                    group = reading.groups.get(run.group or "", [])
+                    others = [other.line for other in group if name not in other.given and other is not run]
                 had = f" ({len(others)} more blocks of it do not)" if others else ""
                 yield Found(option.line, f"the {kind} is {option.value!r}, without --{name}{had}", tuple(others))
-        for line, text in where:
-            for name in flags.get(_program(run), {}):
-                words = _essential(name)
-                if name not in run.given and len(words) > 1 and _contains(text, words):
-                    yield Found(line, f"{' '.join(words)!r}, without --{name} in the command", (run.line,))
-            yield from _switched(reading, run, line, text)
+        for item in run.launch.lead:
+            for line, text in item.numbered() if item.is_text else ():
+                text = LINK.sub(" ", text).casefold()
+                for name, words in missing:
+                    if len(words) > 1 and _contains(text, words):
+                        yield Found(line, f"{' '.join(words)!r}, without --{name} in the command", (run.line,))
+                yield from _switched(run, line, text, variables)
 
 
-def _switched(reading: Reading, run: Run, line: int, text: str) -> Iterator[Found]:
+def _switched(run: Run, line: int, text: str, variables: Sequence[str]) -> Iterator[Found]:
     """`debug enabled`: a variable that other blocks set."""
-    variables = dict.fromkeys(name for other in reading.runs for name in other.environment)
-    for match in _SWITCHED.finditer(text):
-        named = [name for name in variables if match["name"].casefold() in name.casefold().split("_")]
+    for match in _SWITCHED.finditer(text) if variables else ():
+        named = [name for name in variables if match["name"] in name.casefold().split("_")]
         if named and not any(name in run.environment for name in named):
             yield Found(line, f"{match.group()!r}, without {named[0]} in the command", (run.line,))
 
 
-def _flags(reading: Reading) -> dict[str, dict[str, None]]:
-    """Bare options by program: those its description calls flags, and those that stand bare on the page."""
-    found: dict[str, dict[str, None]] = {}
+def _flags(reading: Reading) -> dict[str, dict[str, list[str]]]:
+    """Bare options by program, with their words: those its description calls flags, or those that stand bare here."""
+    found: dict[str, dict[str, list[str]]] = {}
     for run in reading.runs:
         flags = found.setdefault(_program(run), {})
-        if run.program is not None and not flags:
-            flags.update(
-                dict.fromkeys(
-                    name
-                    for name, schema in run.program.options.items()
-                    if schema.takes == "flag" and schema.aside is None and not schema.about.endswith(": the default")
-                )
-            )
         if run.program is None:
-            flags.update(dict.fromkeys(option.name for option in run.launch.options if option.value is None))
+            flags.update((o.name, _essential(o.name)) for o in run.launch.options if o.value is None)
+        elif not flags:
+            flags.update(
+                (name, _essential(name))
+                for name, schema in run.program.options.items()
+                if schema.takes == "flag" and schema.aside is None and not schema.about.endswith(": the default")
+            )
     return found
 
 
@@ -153,15 +145,14 @@ def _program(run: Run) -> str:
 
 
 def _essential(name: str) -> list[str]:
-    return [word for word in name.split("_") if word not in _LEFT_OUT]
+    return [word for word in name.casefold().split("_") if word not in _LEFT_OUT]
 
 
 def _contains(text: str, words: list[str]) -> bool:
-    """Whether the words stand in the text one after another, as words."""
-    pattern = r"[ _-]".join(map(re.escape, words))
-    return len("".join(words)) > 2 and bool(
-        re.search(rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])", text, re.IGNORECASE)
-    )
+    """Whether the words, in small letters as the text, stand in it one after another."""
+    if not all(word in text for word in words) or sum(map(len, words)) < 3:
+        return False
+    return bool(re.search(rf"(?<![a-z0-9]){'[ _-]'.join(map(re.escape, words))}(?![a-z0-9])", text))
 
 
 @rule(
@@ -174,7 +165,7 @@ def value_never_run(reading: Reading) -> Iterator[Found]:
     for item in reading.statements.hypotheses:
         if item.launches:
             continue
-        runs = [run for run in reading.runs if run.launch.section == item.section]
+        runs, _ = reading.by_section[item.section]
         for match in _VALUE.finditer(item.text):
             given = [o for run in runs for o in run.launch.options if _is_called(o.name, match["name"].casefold())]
             given = [option for option in given if option.value is not None]

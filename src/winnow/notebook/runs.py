@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,11 +37,11 @@ class Run:
         """The flag's name of an option that was given as a variable."""
         if self.program is None or self.launch.interface == "flags":
             return option.name
-        return self.program.of_environment(option.name.upper()) or option.name
+        return _facts(self.program).variables.get(option.name.upper(), option.name)
 
     def schema(self, name: str) -> OptionSchema | None:
         """What is known of an option."""
-        return None if self.program is None else self.program.option(name)
+        return None if self.program is None else _facts(self.program).options.get(name)
 
     @cached_property
     def name_option(self) -> Option | None:
@@ -73,14 +73,12 @@ class Run:
         """The seed that counts: the one given, else the program's default; None where neither is known."""
         if self.seed_option is not None:
             return self.seed_option.value
-        name = None if self.program is None else self.program.with_role("seed")
-        schema = None if name is None else self.schema(name)
-        return None if schema is None or schema.default is None else str(schema.default)
+        return self.first_seed
 
     @cached_property
     def first_seed(self) -> str | None:
         """The program's default seed."""
-        name = None if self.program is None else self.program.with_role("seed")
+        name = None if self.program is None else _facts(self.program).roles.get("seed")
         schema = None if name is None else self.schema(name)
         return None if schema is None or schema.default is None else str(schema.default)
 
@@ -132,40 +130,37 @@ class Run:
 
     def option_for(self, setting: str) -> Option | None:
         """The option given that sets one of Winnow's settings, by dotted key."""
-        found = None
-        for name, option in self.given.items():
-            schema = self.schema(name)
-            if schema is not None and _inside(schema.sets, setting) is not None:
-                found = option
-        return found
+        if self.program is None:
+            return None
+        setters = _facts(self.program).setters.get(setting, {})
+        return next((option for name, option in reversed(self.given.items()) if name in setters), None)
 
     def setting(self, key: str) -> float | str | bool | None:
         """One of Winnow's settings that the run has, given or by default; None where it is not known."""
         if self.program is None:
             return None
+        facts = _facts(self.program)
+        setters = facts.setters.get(key, {})
         option = self.option_for(key)
         if option is not None:
-            schema = self.schema(self.own_name(option))
-            assert schema is not None
-            value = _inside(schema.sets, key)
+            name = self.own_name(option)
+            value = setters[name]
             if value != "$value":
                 return value if not isinstance(value, str) or "$" not in value else None
-            return None if option.value is None else schema.plain(option.value)
-        for name, schema in self.program.options.items():
-            if name not in self.given and _inside(schema.sets, key) == "$value":
-                default = schema.default_for(self.launch.interface, self.given)
+            return None if option.value is None else facts.options[name].plain(option.value)
+        for name, value in setters.items():
+            if value == "$value":
+                default = facts.options[name].default_for(self.launch.interface, self.given)
                 if default is not None:
                     return default
-        value = _inside(self.program.base, key)
-        return None if isinstance(value, dict) else value
+        return facts.base.get(key)
 
     @cached_property
     def nuisance(self) -> dict[str, Option]:
         """Options given that should change nothing but speed and memory."""
         found: dict[str, Option] = {}
         for name, option in self.given.items():
-            schema = self.schema(name)
-            if schema is not None and schema.sets and all(key in NUISANCE for key in _leaves(schema.sets)):
+            if self.program is not None and name in _facts(self.program).nuisance:
                 found[name] = option
         return found
 
@@ -183,7 +178,7 @@ class Run:
         return bool(said) or bool(re.fullmatch(r"(?:.*[_-])?(?:baseline|control)(?:[_-]\d+)?", self.name or "", re.I))
 
     def _role(self, role: Any, usual: Sequence[str]) -> Option | None:
-        name = None if self.program is None else self.program.with_role(role)
+        name = None if self.program is None else _facts(self.program).roles.get(role)
         return self.given.get(name) if name is not None else self.launch.option(*usual)
 
 
@@ -192,17 +187,44 @@ def runs(launches: Sequence[Launch], programs: Sequence[Program]) -> tuple[Run, 
     return tuple(Run(launch, program_of(launch.module, programs)) for launch in launches)
 
 
-def _inside(table: Mapping[str, Any], key: str) -> Any:
-    """A value by dotted key, whether the table spells it in one piece or nested; None where there is none."""
-    if key in table:
-        return table[key]
-    first, dot, rest = key.partition(".")
-    inner = table.get(first)
-    return _inside(inner, rest) if dot and isinstance(inner, Mapping) else None
+class _Facts:
+    """A program's description, turned so that each question is one look-up: thousands are asked of it."""
+
+    def __init__(self, program: Program) -> None:
+        self.options = dict(program.options)
+        self.base = dict(_leaves(program.base))
+        self.setters: dict[str, dict[str, Any]] = {}
+        """For each of Winnow's settings, by dotted key, the options that set it, and to what."""
+        self.nuisance: set[str] = set()
+        self.roles: dict[str, str] = {}
+        self.variables: dict[str, str] = {}
+        for name, schema in self.options.items():
+            leaves = dict(_leaves(schema.sets))
+            for key, value in leaves.items():
+                self.setters.setdefault(key, {})[name] = value
+            if leaves and all(key in NUISANCE for key in leaves):
+                self.nuisance.add(name)
+            if schema.role is not None:
+                self.roles.setdefault(schema.role, name)
+            if schema.environment is not None:
+                self.variables[schema.environment] = name
 
 
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
+_KNOWN: dict[int, tuple[Program, _Facts]] = {}
+
+
+def _facts(program: Program) -> _Facts:
+    """Of a program, once: programs are frozen."""
+    found = _KNOWN.get(id(program))
+    if found is None or found[0] is not program:
+        found = _KNOWN[id(program)] = (program, _Facts(program))
+    return found[1]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested table."""
     for name, value in table.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
-    return found
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

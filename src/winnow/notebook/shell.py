@@ -25,6 +25,7 @@ _TOKEN = re.compile(
     |(?P<rest>.)""",
     re.VERBOSE | re.DOTALL,
 )
+_REST = re.compile(r"[^\s;&|()<>]+")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"""(?P<name>[^"']*)(?P<quote>["'])(?P<inside>.*)(?P=quote)""", re.DOTALL)
 _ESCAPED = re.compile(r'\\(["$`\\])')
@@ -127,7 +128,7 @@ class _Parts:
             self.redirects.append((self.waiting, word))
             self.waiting = ""
             return
-        match = None if self.words else _ASSIGNMENT.fullmatch(text)
+        match = None if self.words or "=" not in text else _ASSIGNMENT.fullmatch(text)
         if match:
             self.assignments.append((match[1], Word(_unquoted(match[2]), line, match[2])))
         elif self.words or text != "$":  # the prompt of a pasted terminal
@@ -148,7 +149,7 @@ def _tokens(text: str, line: int) -> Iterator[tuple[str, str, int]]:
         assert match is not None  # the last alternative takes any character
         kind, found = match.lastgroup or "", match.group()
         if kind == "comment" and not at_start:  # inside a word, # is a character like others
-            match = re.compile(r"[^\s;&|()<>]+").match(text, position)
+            match = _REST.match(text, position)
             assert match is not None
             kind, found = "word", match.group()
         if kind in ("word", "rest"):
@@ -176,8 +177,10 @@ def _tokens(text: str, line: int) -> Iterator[tuple[str, str, int]]:
 
 
 def _unquoted(raw: str) -> str:
-    if not re.search(r"[\\'\"]", raw):
+    if "\\" not in raw and "'" not in raw and '"' not in raw:
         return raw
+    if raw[0] == '"' and raw.find('"', 1) == len(raw) - 1 > 0 and not raw.endswith('\\"'):
+        return _ESCAPED.sub(r"\1", raw[1:-1].replace("\\\n", ""))  # long ones are frequent, and shlex takes its time
     try:
         return "".join(shlex.split(raw.replace("\\\n", ""), posix=True)) or (" " if raw.strip() == "\\" else "")
     except ValueError:  # an open quote

@@ -275,11 +275,8 @@ def alike(words: Iterable[str], wanted: str) -> bool:
         return True
     if len(wanted) < 3 or wanted[0].isdigit():
         return False
-    return any(
-        len(word) >= 3 and (word.startswith(wanted) or wanted.startswith(word))
-        for word in words
-        if not word[0].isdigit()
-    )
+    beginning = wanted[:3]
+    return any(word[:3] == beginning and (word.startswith(wanted) or wanted.startswith(word)) for word in words)
 
 
 def _predictions(
