@@ -170,6 +170,10 @@ class Reading:
                     found.setdefault(result.line, (item.section, result))
         return tuple(found[line] for line in sorted(found))
 
+    def numbered(self, result: Result) -> Iterator[tuple[int, str]]:
+        """A result's lines with their numbers, as they stand in the file."""
+        return enumerate(self.page.lines[result.line - 1 : result.last_line], result.line)
+
     @cached_property
     def sections_with_results(self) -> frozenset[int]:
         """Indexes of sections that hold one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from winnow.notebook.pages import Prose
+from winnow.notebook.pages import Fence, Prose
 from winnow.notebook.rules import OUTDATED, Found, Reading, rule
 from winnow.notebook.statements import ABOVE, LINK, Hypothesis, alike, words_of
 
@@ -32,6 +32,8 @@ _LOST = re.compile(
     r"|\b(?:don't|do not|no longer) have the (?:model|artefact|artifact|weights|checkpoint|log)",
     re.I,
 )
+_DIFFERENCE = re.compile(r"\bdifferen(?:ce|t)\b", re.I)
+_NO_DIFFERENCE = re.compile(r"\b(?:no|not|hardly|barely|without|\w+n't)\b[^.]{0,30}\bdifferen", re.I)
 _STOPPED = re.compile(
     r"\bstopp(?:ed|ing)\b[^.!?]{0,40}\bruns?\b[^.!?]{0,40}\b(?:early|partial)\b|\bstopped early\b", re.I
 )
@@ -111,8 +113,12 @@ def section_without_result(reading: Reading) -> Iterator[Found]:
 
 
 def _has_outcome(reading: Reading, index: int) -> bool:
-    """A labelled result, or words of one: in prose about no single block, as an update, or in the next heading."""
-    if index in reading.sections_with_results:
+    """A labelled result, a table below a block, or words of an outcome: in prose about no single block, as an update, or
+    in the next heading."""
+    items = reading.page.sections[index].items
+    fences = [number for number, item in enumerate(items) if isinstance(item, Fence)]
+    tables = (isinstance(item, Prose) and item.kind == "table" for item in items[fences[0] :]) if fences else ()
+    if index in reading.sections_with_results or any(tables):
         return True
     runs, here = reading.by_section[index]
     leads = {item.line for run in runs for item in run.launch.lead}
@@ -191,10 +197,10 @@ def result_empty(reading: Reading) -> Iterator[Found]:
 )
 def result_open(reading: Reading) -> Iterator[Found]:
     for _, result in reading.results:
-        for number, part in enumerate(result.text.split("\n")):
-            match = _OPEN.search(part)
+        for line, text in reading.numbered(result):
+            match = _OPEN.search(text)
             if match:
-                yield Found(result.line + number, f"{match.group()!r}")
+                yield Found(line, f"{match.group()!r}")
                 break
 
 
@@ -273,7 +279,7 @@ def comparison_without_direction(reading: Reading) -> Iterator[Found]:
 def difference_without_direction(reading: Reading) -> Iterator[Found]:
     for _, result in reading.results:
         text = LINK.sub(" ", result.text)
-        if re.search(r"\bdifferen(?:ce|t)\b", text, re.I) and not _DIRECTION.search(text):
+        if _DIFFERENCE.search(text) and not _NO_DIFFERENCE.search(text) and not _DIRECTION.search(text):
             yield Found(result.line, _short(re.sub(r"\s+", " ", text).strip(), 60))
 
 

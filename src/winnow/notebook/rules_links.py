@@ -96,14 +96,19 @@ def _anchors(reading: Reading) -> set[str]:
     "store the numbers beside each result",
 )
 def evidence_shared(reading: Reading) -> Iterator[Found]:
+    """Every address once a line: a result and a summary may hold the same words."""
     seen: dict[str, int] = {}
-    for _, result in reading.results:
-        for address in dict.fromkeys(match["target"] for match in _LINK.finditer(result.text)):
-            if not address.startswith("http"):
-                continue
-            if address in seen and seen[address] != result.line:
-                yield Found(result.line, f"also cited on line {seen[address]}", (seen[address],))
-            seen.setdefault(address, result.line)
+    cited = {
+        (line, match["target"])
+        for _, result in reading.results
+        for line, text in reading.numbered(result)
+        for match in _LINK.finditer(text)
+        if match["target"].startswith("http")
+    }
+    for line, address in sorted(cited):
+        if address in seen:
+            yield Found(line, f"also cited on line {seen[address]}", (seen[address],))
+        seen.setdefault(address, line)
 
 
 @rule("heading-repeated", "notice", "two headings of one text: a link reaches the first of them", "tell them apart")

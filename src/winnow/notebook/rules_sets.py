@@ -192,8 +192,8 @@ def run_index(reading: Reading) -> Iterator[Found]:
         if _index(run) is not None and run.name is not None:
             stems.setdefault(_INDEX.sub("#", run.name), []).append(run)
     names = {run.name: run.line for run in reversed(reading.runs)}
-    for stem, found in stems.items():
-        bare = names.get(stem.replace("_#", "").replace("#_", ""))
+    for found in stems.values():
+        bare = names.get(_INDEX.sub(lambda match: match.group().rstrip("0123456789_-"), found[0].name or ""))
         if bare is not None and bare < found[0].line:  # the first one has no number
             continue
         lowest = min(int(_index(run) or 0) for run in found)

@@ -126,7 +126,9 @@ def _section(section: Section, number: int, by_fence: dict[int, list[int]]) -> t
                     found[-1] = replace(found[-1], result=result)
         if _ANNOUNCED.search(item.text):
             found += _announced(items, position, number)
-    return sorted(found, key=lambda each: each.line), results
+    # A hypothesis of a list knows better where its result ends: before the next one.
+    own = {each.result.line: each.result for each in found if each.result is not None}
+    return sorted(found, key=lambda each: each.line), [own.get(result.line, result) for result in results]
 
 
 def _answered(section: Section, first: int, last: int) -> int | None:
