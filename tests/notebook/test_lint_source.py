@@ -79,7 +79,7 @@ def test_renaming_runs_and_groups_moves_nothing(source: bytes, findings: tuple[F
     found = launches(Page.parse(source, Path("x")))
     names = {each.group for each in found} | {each.name for each in found}
     kept = re.compile(r"^[0-9a-f]{7,}$|baseline|/")
-    renamed = {name: f"zz{sum(map(ord, name)) % 97}_{name}" for name in names if name and not kept.search(name)}
+    renamed = {name: f"zz_{name}" for name in names if name and not kept.search(name)}
     text = re.sub(
         r"((?:--group|--log_dir) +|LOG_DIR=|rm -rf )([^\s;]+)",
         lambda match: match[1] + renamed.get(match[2], match[2]),

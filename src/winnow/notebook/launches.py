@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cached_property
 from typing import Literal
 
 from winnow.notebook.pages import Fence, Page, Prose
@@ -148,7 +148,7 @@ class Launch:
         """CUDA_VISIBLE_DEVICES, where it is set."""
         return _value(self.environment.get("CUDA_VISIBLE_DEVICES"))
 
-    @property
+    @cached_property
     def checkout(self) -> Word | None:
         """The revision that `git checkout` or `git switch` selects before the program starts."""
         found = [
@@ -159,7 +159,7 @@ class Launch:
         ]
         return found[-1] if found else None
 
-    @property
+    @cached_property
     def pulls(self) -> bool:
         """Whether the code is whatever `git pull` brings."""
         return any([word.text for word in command.words[:2]] == ["git", "pull"] for command in self._earlier)
@@ -169,7 +169,7 @@ class Launch:
         """The file that its output goes to."""
         return next((word.text for sign, word in self.command.redirects if ">" in sign), None)
 
-    @property
+    @cached_property
     def _earlier(self) -> Sequence[Command]:
         return self.commands[: next(n for n, command in enumerate(self.commands) if command is self.command)]
 
@@ -247,7 +247,8 @@ def _launches(fence: Fence, section: int, state: BlockState | None, before: tupl
     commands: list[Command] = []
     machines: list[str | None] = []
     for command in parse(lines, fence.first_line):
-        calls = _launcher(command) is None and command.name not in _TALKERS
+        quotes = any('"' in word.raw or "'" in word.raw for word in command.words)
+        calls = quotes and command.name not in _TALKERS and _launcher(command) is None
         inner = command.inner() if calls else ()
         if any(_launcher(each) is not None for each in inner):
             machine = next((word.text for word in command.words[1:] if re.fullmatch(r"[\w.@-]+", word.text)), "")
@@ -284,7 +285,7 @@ def _prompted(lines: Sequence[str]) -> list[str]:
 def _launcher(command: Command) -> tuple[str, int] | None:
     """The launcher and where in the words it stands."""
     for index, word in enumerate(command.words):
-        name = PurePosixPath(word.text).name
+        name = word.text.rpartition("/")[2]
         if name in _LAUNCHERS:
             return name, index
         if _PYTHON.fullmatch(name):

@@ -113,8 +113,10 @@ def section_without_result(reading: Reading) -> Iterator[Found]:
 
 
 def _has_outcome(reading: Reading, index: int) -> bool:
-    """A labelled result, a table below a block, or words of an outcome: in prose about no single block, as an update, or
-    in the next heading."""
+    """A labelled result, a table below a block, or words of an outcome.
+
+    The words stand in prose about no single block, in one that begins with "update", or in the next heading.
+    """
     items = reading.page.sections[index].items
     fences = [number for number, item in enumerate(items) if isinstance(item, Fence)]
     tables = (isinstance(item, Prose) and item.kind == "table" for item in items[fences[0] :]) if fences else ()

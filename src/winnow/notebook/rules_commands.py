@@ -73,9 +73,9 @@ def option_unknown(reading: Reading) -> Iterator[Found]:
 def option_removed(reading: Reading) -> Iterator[Found]:
     for run in reading.runs:
         for option in run.launch.options:
-            schema = run.schema(run.own_name(option))
-            if schema is not None and schema.removed is not None and run.launch.checkout is None:
-                yield Found(option.line, f"--{option.name} {schema.removed}")
+            removed = run.facts.removed.get(run.own_name(option))
+            if removed is not None and run.launch.checkout is None:
+                yield Found(option.line, f"--{option.name} {removed}")
 
 
 @rule("option-value", "error", "a value that the program does not take", "give one that it takes")
@@ -97,8 +97,8 @@ def option_value(reading: Reading) -> Iterator[Found]:
 def option_meaning(reading: Reading) -> Iterator[Found]:
     for run in reading.runs:
         for option in run.launch.options:
-            schema = run.schema(run.own_name(option))
-            readings = {} if schema is None else schema.readings_of(option.value)
+            name = run.own_name(option)
+            readings = run.facts.options[name].readings_of(option.value) if name in run.facts.changed else {}
             if readings and run.launch.checkout is None:
                 meant = "; or ".join(reading.about for reading in readings.values())
                 yield Found(option.line, f"--{option.name} has had {len(readings)} meanings: {meant}")
@@ -151,8 +151,7 @@ def option_twice(reading: Reading) -> Iterator[Found]:
 def option_unread(reading: Reading) -> Iterator[Found]:
     for run in reading.runs:
         for name, option in run.given.items():
-            schema = run.schema(name)
-            for other, values in ({} if schema is None else schema.only_with).items():
+            for other, values in run.facts.only_with.get(name, {}).items():
                 beside = run.given.get(other)
                 default = run.schema(other)
                 value = beside.value if beside else None if default is None else default.default

@@ -196,11 +196,7 @@ def settings_together(reading: Reading) -> Iterator[Found]:
 def _own(run: Run, other: Run) -> list[str]:
     """Options that an arm gives, unlike another, and that do not merely belong to one that differs."""
     names = [name for name in run.arm if run.arm[name] != other.arm.get(name)]
-    return [
-        name
-        for name in names
-        if not (schema := run.schema(name)) or not any(owner in names for owner in schema.only_with)
-    ]
+    return [name for name in names if not any(owner in names for owner in run.facts.only_with.get(name, ()))]
 
 
 @rule(

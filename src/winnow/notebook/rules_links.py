@@ -17,7 +17,8 @@ _SECRET_KEYS = re.compile(
 _SECRET = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,}|GHSAT0[A-Z0-9]{20,})\b"
 )
-_ASSIGNED = re.compile(r"\b\w*(?:TOKEN|API_KEY|SECRET|PASSWORD)=(?![$'\"]*[$<])['\"]?[^\s'\"$]{8,}")
+_ASSIGNED = re.compile(r"(?:TOKEN|API_KEY|SECRET|PASSWORD)=(?!['\"]?[$<])['\"]?[^\s'\"$]{8,}")
+_ADDRESS = re.compile(r"https?://[^\s<>)\]\"']+")
 
 
 @rule(
@@ -27,27 +28,29 @@ _ASSIGNED = re.compile(r"\b\w*(?:TOKEN|API_KEY|SECRET|PASSWORD)=(?![$'\"]*[$<])[
     "revoke it, and give the address without it",
 )
 def credential(reading: Reading) -> Iterator[Found]:
+    whole = "\n".join(reading.page.lines)
+    spelled = [pattern for pattern in (_SECRET, _ASSIGNED) if pattern.search(whole)]
     for line, text in enumerate(reading.page.lines, 1):
-        if "://" not in text and "=" not in text and "_" not in text and "-" not in text:
-            continue
-        named: list[str] = []
-        for match in re.finditer(r"https?://[^\s<>)\]\"']+", text):
-            address = urlsplit(match.group()) if "[" not in match.group() else None
-            if address is None:
-                continue
-            if address.netloc.count("@") and ":" in address.netloc.split("@")[0]:
-                named.append("a password in an address")
-            named += [
-                f"the parameter {key!r} of an address"
-                for key, value in parse_qsl(address.query)
-                if _SECRET_KEYS.fullmatch(key) and len(value) >= 8
-            ]
-        if not named and (match := _SECRET.search(text)):
-            named.append(f"what begins with {match.group()[:6]}")
-        if not named and (match := _ASSIGNED.search(text)):
-            named.append(f"the value of {match.group().split('=')[0]}")
+        named = list(_in_addresses(text)) if "://" in text else []
+        for pattern in spelled if not named else ():
+            match = pattern.search(text)
+            if match:
+                named.append(f"what begins with {match.group()[:6]!r}")
         if named:
             yield Found(line, named[0])
+
+
+def _in_addresses(text: str) -> Iterator[str]:
+    for match in _ADDRESS.finditer(text):
+        try:
+            address = urlsplit(match.group())
+        except ValueError:  # brackets that are no IPv6 address
+            continue
+        if ":" in address.netloc.rpartition("@")[0]:
+            yield "a password in an address"
+        for key, value in parse_qsl(address.query):
+            if _SECRET_KEYS.fullmatch(key) and len(value) >= 8:
+                yield f"the parameter {key!r} of an address"
 
 
 @rule("link-broken", "warning", "a link or picture to a file that does not exist", "mend the path, or add the file")

@@ -97,8 +97,8 @@ def text_option(reading: Reading) -> Iterator[Found]:
             if option is None or option.value is None:
                 continue
             text = option.value.casefold()
-            for name, words in missing:
-                if not _contains(text, words) or (kind == "group" and (text, name) in said_groups):
+            for name, _ in _said(text, missing):
+                if kind == "group" and (text, name) in said_groups:
                     continue
                 others: list[int] = []
                 if kind == "group":
@@ -110,8 +110,8 @@ def text_option(reading: Reading) -> Iterator[Found]:
         for item in run.launch.lead:
             for line, text in item.numbered() if item.is_text else ():
                 text = LINK.sub(" ", text).casefold()
-                for name, words in missing:
-                    if len(words) > 1 and _contains(text, words):
+                for name, words in _said(text, missing):
+                    if len(words) > 1:
                         yield Found(line, f"{' '.join(words)!r}, without --{name} in the command", (run.line,))
                 yield from _switched(run, line, text, variables)
 
@@ -148,11 +148,14 @@ def _essential(name: str) -> list[str]:
     return [word for word in name.casefold().split("_") if word not in _LEFT_OUT]
 
 
-def _contains(text: str, words: list[str]) -> bool:
-    """Whether the words, in small letters as the text, stand in it one after another."""
-    if not all(word in text for word in words) or sum(map(len, words)) < 3:
-        return False
-    return bool(re.search(rf"(?<![a-z0-9]){'[ _-]'.join(map(re.escape, words))}(?![a-z0-9])", text))
+def _said(text: str, options: Sequence[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+    """The options whose words, in small letters as the text, stand in it one after another."""
+    there = set(re.findall(r"[a-z0-9]+", text))
+    for name, words in options:
+        if not there.issuperset(words) or sum(map(len, words)) < 3:
+            continue
+        if re.search(rf"(?<![a-z0-9]){'[ _-]'.join(map(re.escape, words))}(?![a-z0-9])", text):
+            yield name, words
 
 
 @rule(

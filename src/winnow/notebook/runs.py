@@ -22,6 +22,8 @@ class Run:
     launch: Launch
     program: Program | None
     """None: an unknown one; then names are taken for what they usually mean and no default is known."""
+    facts: Facts
+    """The program's description, turned for look-ups; empty for an unknown one."""
 
     @property
     def line(self) -> int:
@@ -35,13 +37,13 @@ class Run:
 
     def own_name(self, option: Option) -> str:
         """The flag's name of an option that was given as a variable."""
-        if self.program is None or self.launch.interface == "flags":
+        if self.launch.interface == "flags":
             return option.name
-        return _facts(self.program).variables.get(option.name.upper(), option.name)
+        return self.facts.variables.get(option.name.upper(), option.name)
 
     def schema(self, name: str) -> OptionSchema | None:
         """What is known of an option."""
-        return None if self.program is None else _facts(self.program).options.get(name)
+        return self.facts.options.get(name)
 
     @cached_property
     def name_option(self) -> Option | None:
@@ -78,7 +80,7 @@ class Run:
     @cached_property
     def first_seed(self) -> str | None:
         """The program's default seed."""
-        name = None if self.program is None else _facts(self.program).roles.get("seed")
+        name = self.facts.roles.get("seed")
         schema = None if name is None else self.schema(name)
         return None if schema is None or schema.default is None else str(schema.default)
 
@@ -90,13 +92,13 @@ class Run:
         for name, option in self.given.items():
             if option in (self.name_option, self.group_option, self.seed_option):
                 continue
-            schema = self.schema(name)
-            if schema is not None and (schema.aside is not None or self.is_default(name, option, schema)):
+            schema = self.facts.options.get(name)
+            if schema is not None and (name in self.facts.aside or self.is_default(option, schema)):
                 continue
             found[name] = "true" if option.value is None else option.value
         return found
 
-    def is_default(self, name: str, option: Option, schema: OptionSchema) -> bool:
+    def is_default(self, option: Option, schema: OptionSchema) -> bool:
         """Whether an option gives what the program does anyway."""
         default = schema.default_for(self.launch.interface, self.given)
         if default is None or option.value is None:
@@ -106,11 +108,10 @@ class Run:
     @cached_property
     def environment(self) -> dict[str, str]:
         """Variables that may change results."""
-        known = {} if self.program is None else self.program.variables
         return {
             name: option.value or ""
             for name, option in self.launch.environment.items()
-            if not SYSTEM.match(name) and not (name in known and known[name].aside is not None)
+            if not SYSTEM.match(name) and name not in self.facts.aside_variables
         }
 
     @cached_property
@@ -130,16 +131,12 @@ class Run:
 
     def option_for(self, setting: str) -> Option | None:
         """The option given that sets one of Winnow's settings, by dotted key."""
-        if self.program is None:
-            return None
-        setters = _facts(self.program).setters.get(setting, {})
+        setters = self.facts.setters.get(setting, {})
         return next((option for name, option in reversed(self.given.items()) if name in setters), None)
 
     def setting(self, key: str) -> float | str | bool | None:
         """One of Winnow's settings that the run has, given or by default; None where it is not known."""
-        if self.program is None:
-            return None
-        facts = _facts(self.program)
+        facts = self.facts
         setters = facts.setters.get(key, {})
         option = self.option_for(key)
         if option is not None:
@@ -158,11 +155,7 @@ class Run:
     @cached_property
     def nuisance(self) -> dict[str, Option]:
         """Options given that should change nothing but speed and memory."""
-        found: dict[str, Option] = {}
-        for name, option in self.given.items():
-            if self.program is not None and name in _facts(self.program).nuisance:
-                found[name] = option
-        return found
+        return {name: option for name, option in self.given.items() if name in self.facts.nuisance}
 
     @cached_property
     def lead(self) -> str:
@@ -178,26 +171,31 @@ class Run:
         return bool(said) or bool(re.fullmatch(r"(?:.*[_-])?(?:baseline|control)(?:[_-]\d+)?", self.name or "", re.I))
 
     def _role(self, role: Any, usual: Sequence[str]) -> Option | None:
-        name = None if self.program is None else _facts(self.program).roles.get(role)
+        name = self.facts.roles.get(role)
         return self.given.get(name) if name is not None else self.launch.option(*usual)
 
 
-def runs(launches: Sequence[Launch], programs: Sequence[Program]) -> tuple[Run, ...]:
-    """The runs of some launches."""
-    return tuple(Run(launch, program_of(launch.module, programs)) for launch in launches)
-
-
-class _Facts:
+class Facts:
     """A program's description, turned so that each question is one look-up: thousands are asked of it."""
 
-    def __init__(self, program: Program) -> None:
-        self.options = dict(program.options)
-        self.base = dict(_leaves(program.base))
+    def __init__(self, program: Program | None) -> None:
+        self.options: dict[str, OptionSchema] = dict(program.options) if program else {}
+        self.base: dict[str, Any] = dict(_leaves(program.base)) if program else {}
         self.setters: dict[str, dict[str, Any]] = {}
         """For each of Winnow's settings, by dotted key, the options that set it, and to what."""
         self.nuisance: set[str] = set()
         self.roles: dict[str, str] = {}
         self.variables: dict[str, str] = {}
+        """Options by their names as environment variables."""
+        self.aside: set[str] = set()
+        """Options that change no result."""
+        self.changed: set[str] = set()
+        """Options whose meaning has changed."""
+        self.removed: dict[str, str] = {}
+        self.only_with: dict[str, dict[str, list[str]]] = {}
+        self.aside_variables = {
+            name for name, variable in (program.variables.items() if program else ()) if variable.aside is not None
+        }
         for name, schema in self.options.items():
             leaves = dict(_leaves(schema.sets))
             for key, value in leaves.items():
@@ -208,17 +206,25 @@ class _Facts:
                 self.roles.setdefault(schema.role, name)
             if schema.environment is not None:
                 self.variables[schema.environment] = name
+            if schema.aside is not None:
+                self.aside.add(name)
+            if schema.readings:
+                self.changed.add(name)
+            if schema.removed is not None:
+                self.removed[name] = schema.removed
+            if schema.only_with:
+                self.only_with[name] = schema.only_with
 
 
-_KNOWN: dict[int, tuple[Program, _Facts]] = {}
-
-
-def _facts(program: Program) -> _Facts:
-    """Of a program, once: programs are frozen."""
-    found = _KNOWN.get(id(program))
-    if found is None or found[0] is not program:
-        found = _KNOWN[id(program)] = (program, _Facts(program))
-    return found[1]
+def runs(launches: Sequence[Launch], programs: Sequence[Program]) -> tuple[Run, ...]:
+    """The runs of some launches."""
+    known: dict[str, tuple[Program | None, Facts]] = {}
+    for launch in launches:
+        if launch.module not in known:
+            program = program_of(launch.module, programs)
+            same = next((facts for other, facts in known.values() if other is program), None)
+            known[launch.module] = (program, same or Facts(program))
+    return tuple(Run(launch, *known[launch.module]) for launch in launches)
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

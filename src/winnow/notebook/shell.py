@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _TOKEN = re.compile(
-    r"""(?P<joint>\\\n)
-    |(?P<blank>[ \t\r\f\v]+)
+    r"""(?P<blank>(?:[ \t\r\f\v]|\\\n)+)
     |(?P<comment>\#[^\n]*)
     |(?P<newline>\n)
     |(?P<redirect>\d*(?:&>>|&>|>>|>\||>&|<<<|<<-|<<|<&|<>|<|>))
@@ -162,7 +161,7 @@ def _tokens(text: str, line: int) -> Iterator[tuple[str, str, int]]:
             yield kind, found, line
         line += found.count("\n")
         position = match.end()
-        at_start = kind in ("joint", "blank", "newline", "operator")
+        at_start = kind in ("blank", "newline", "operator")
         if kind == "newline":
             while ends:
                 end = ends.pop(0)
