@@ -129,6 +129,14 @@ def test_a_wrong_description_is_refused_with_the_file(tmp_path: Path, changed: t
     assert str(path) in str(refused.value)
 
 
+def test_the_description_in_the_guide_is_one(tmp_path: Path):
+    guide = Path(__file__).parents[2] / "docs" / "importing.md"
+    (tmp_path / "mine.toml").write_text(guide.read_text().split("```toml\n")[1].split("```")[0])
+    mine = read_program(tmp_path / "mine.toml")
+    assert mine.with_role("name") == "out"
+    assert set(mine.options["sharpness"].readings_of("2")) == {"scores", "rate"}
+
+
 def test_a_description_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no such file"):
         read_program(tmp_path / "none.toml")

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "import",
         rich_help_panel=options.UPKEEP,
-        epilog="Example: winnow import old-notebook.markdown --out lab.markdown --preset mini",
+        epilog="Example: winnow import examples/commands.md --preset mini",
         no_args_is_help=True,
     )(import_notebook)
 

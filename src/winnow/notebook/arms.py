@@ -18,7 +18,9 @@ from winnow.notebook.launches import SYSTEM, Launch, Option
 from winnow.notebook.program import Interface, OptionSchema, Program, Role
 from winnow.study.overlay import merge
 
-Reason = Literal["state", "program", "argument", "unknown", "value", "effect", "meaning", "unbuilt", "start", "name"]
+Reason = Literal[
+    "state", "program", "argument", "unknown", "value", "effect", "meaning", "unbuilt", "size", "start", "name"
+]
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class _Command:
         """Flags that the environment says are false."""
         self.unknown: list[Option] = []
         variables = [option for name, option in launch.environment.items() if program.of_environment(name)]
+        self.variables = {id(option) for option in variables}
         for option in [*variables, *launch.options, *launch.lost]:  # the last one holds, as in the program
             name = option.name.replace("-", "_").lower()
             name = program.of_environment(option.name.upper()) or name if program.option(name) is None else name
@@ -170,7 +173,7 @@ class _Command:
                 yield Refusal(option.line, reason, f"{_shown(option)}: {message}", name)
 
     def _problem(self, name: str, option: Option, schema: OptionSchema) -> tuple[Reason, str] | None:
-        wrong = schema.problem(option.value, self.interface)
+        wrong = schema.problem(option.value, "environment" if id(option) in self.variables else self.interface)
         if wrong is not None:
             return "value", wrong
         if schema.unbuilt is not None:
@@ -226,36 +229,36 @@ class _Command:
         if not all(isinstance(number, int) and number > 0 for number in (tokens, rows, context)):
             return
         if tokens % (rows * context):
-            named = [option for option in self.given.values() if self._sets_any(option, tokens, rows, context)]
+            numbers = {str(tokens), str(rows), str(context)}
+            named = [option for option in self.given.values() if option.value in numbers]
             line = named[0].line if named else self.launch.line
             what = "".join(f"{_shown(option)}: " for option in named[:1])
             message = f"{what}{tokens} tokens of an update do not divide into passes of {rows} sequences of {context}"
-            self.refusals.append(Refusal(line, "value", message, named[0].name if named else None))
-
-    def _sets_any(self, option: Option, *numbers: int) -> bool:
-        """Whether the option gives one of these numbers."""
-        return option.value is not None and option.value in map(str, numbers)
+            self.refusals.append(Refusal(line, "size", message, named[0].name if named else None))
 
     def _sets(self, name: str, schema: OptionSchema, option: Option | None) -> Mapping[str, Any] | None:
         """What the option, or its default, sets; None: nothing is given and there is no default that does."""
-        value: Any
+        value: Any = None
         sets: Mapping[str, Any] = schema.sets
         if option is not None:
+            if option.value is not None:
+                value = schema.plain(option.value)
+            self._note(name, option.line, schema.note, removed=schema.removed)
             readings = schema.readings_of(option.value)
             chosen = self.choices.of(name, self.group)
             if chosen is not None and chosen in readings:
-                sets = readings[chosen].sets
                 self._note(name, option.line, readings[chosen].note)
-            value = None if option.value is None else schema.plain(option.value)
-            self._note(name, option.line, schema.note, removed=schema.removed)
+                return cast(Mapping[str, Any], _filled(readings[chosen].sets, value))
         else:
             earlier = schema.earlier_for(self.interface, self.given)
             value = schema.default if earlier is None else earlier.value
             if value is None or value is False or name in self.off or schema.readings or not self._read(schema):
                 return None
+            if earlier is None and not schema.values:  # a number of today's: the base says it
+                return None
             if earlier is not None and earlier.note is not None and self._matters(schema):
                 self._note(name, self.launch.line, earlier.note)
-        known = schema.values.get(str(value).lower())
+        known = None if value is None else schema.values.get(str(value).lower())
         if known is not None:
             sets = known.sets
             self._note(name, self.launch.line if option is None else option.line, known.note)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+LONGEST_LINE = 110
+"""Characters of a line of a cell; a longer one has to be scrolled where the page is read."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -40,8 +42,8 @@ def shared(tables: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[di
 
 
 def _laid_over(values: Sequence[Any]) -> bool:
-    """Whether the values are tables of one kind, so that they can have a common base."""
-    if not all(isinstance(value, Mapping) for value in values):
+    """Whether the values are tables of one kind, so that they can have a common base; an empty one has nothing."""
+    if not all(isinstance(value, Mapping) and value for value in values):
         return False
     tables = cast("Sequence[Mapping[str, Any]]", values)
     return all(table.get("kind") == tables[0].get("kind") for table in tables)
@@ -58,7 +60,7 @@ def toml(value: Any) -> str:
         return f"{{ {', '.join(entries)} }}" if entries else "{}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(toml(item) for item in cast('Sequence[Any]', value))}]"
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return _text(str(value))
 
 
 def entry(key: str, value: Any, *before: str) -> str:
@@ -70,5 +72,23 @@ def entry(key: str, value: Any, *before: str) -> str:
     return f"{'.'.join(map(_key, path))} = {toml(value)}"
 
 
+def entries(key: str, value: Any, *before: str) -> list[str]:
+    """`key = value` on one line if it fits, else an entry of a table, or an item of a list, on each."""
+    line = entry(key, value, *before)
+    if len(line) <= LONGEST_LINE:
+        return [line]
+    if isinstance(value, Mapping) and value:
+        inner = cast("Mapping[str, Any]", value)
+        return [text for name, item in inner.items() for text in entries(name, item, *before, key)]
+    if isinstance(value, list) and value:
+        items = cast("list[Any]", value)
+        return [f"{'.'.join(map(_key, [*before, key]))} = [", *(f"  {toml(item)}," for item in items), "]"]
+    return [line]
+
+
 def _key(name: str) -> str:
-    return name if _BARE.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return name if _BARE.fullmatch(name) else _text(name)
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -195,4 +195,5 @@ _WHY = {
     "effect": "without effect",
     "meaning": "its meaning has changed",
     "unbuilt": "a part that is not built",
+    "size": "an update that does not divide",
 }

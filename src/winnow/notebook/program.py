@@ -178,7 +178,7 @@ class Program(Config):
     overwrites: str | None = None
     """What happens to an earlier run of the same name. None: it is kept."""
     base: dict[str, Any] = Field(default_factory=dict)
-    """What a run is where no option says otherwise: settings of a study."""
+    """What a run is where no option says otherwise, defaults of numbers included: settings of a study."""
     options: dict[str, OptionSchema]
     variables: dict[str, VariableSchema] = Field(default_factory=dict)
 

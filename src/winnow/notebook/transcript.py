@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from winnow.notebook.cells import entry, shared, toml
+from winnow.notebook.cells import LONGEST_LINE, entries, shared, toml
 from winnow.notebook.gathering import ImportedArm, ImportedRun, ImportedStudy
 from winnow.notebook.importer import Imported, Refused, reasons
 from winnow.notebook.launches import Launch
@@ -66,12 +66,12 @@ def cell(imported: Imported, study: ImportedStudy) -> str:
     lines = [f"id = {toml(study.id)}"]
     lines += [f"question = {toml(title)}"] if title else []
     lines += [f"seeds = {toml(list(study.seeds))}", f"control = {toml(control)}"]
-    lines += [entry(key, value, "base") for key, value in base.items()]
-    width = 0
-    arms = [entry(arm.name, rest, "arms") for arm, rest in zip(study.arms, rests, strict=True)]
-    width = max((len(text) for text in arms if len(text) <= 100), default=0)
-    for arm, text in zip(study.arms, arms, strict=True):
-        lines.append(f"{text.ljust(width)}  # {_ran(arm)}")
+    for key, value in base.items():
+        lines += entries(key, value, "base")
+    for arm, rest in zip(study.arms, rests, strict=True):
+        said = entries(arm.name, rest, "arms")
+        short = len(said) == 1 and len(said[0]) + len(_ran(arm)) < LONGEST_LINE
+        lines += [f"{said[0]}  # {_ran(arm)}"] if short else [f"# {_ran(arm)}", *said]
     return "\n".join(lines)
 
 
@@ -101,8 +101,8 @@ def _opening(imported: Imported) -> list[str]:
     parts = [
         f"# {escape(page.path.stem)}, imported",
         f"From `{page.path.name}` (SHA-256 `{digest}...`). The prose is the source's; lines that are named are its "
-        "lines. Each command gave way to the run that it became, or to the reason why it became none; what came of it "
-        "all stands at the [end](#what-was-imported).",
+        "lines. Each command gave way to the run that it became, or to the reason why it became none; counts and lists "
+        "stand at the [end](#what-was-imported).",
     ]
     if imported.studies:
         parts.append(f"Size: **{imported.scale.name}**: {imported.scale.about}.")
@@ -189,13 +189,15 @@ def _closing(imported: Imported) -> Iterator[str]:
         yield from ["### Not imported", "", *_refusals(imported), ""]
     if imported.equal:
         yield from ["### One run under several names", ""]
-        yield "The same settings and seed, defaults filled in; run once here, they may differ there in the code alone."
+        yield "The same settings and seed, defaults filled in: run once here. What they differ in there, the version of"
+        yield "the code say, is not imported."
         yield from ["", *(f"- {_places(runs)}" for runs in imported.equal), ""]
     if imported.hypotheses:
         yield from ["### Hypotheses", ""]
-        yield "Notes, until somebody writes a claim on the arms of a study, in its cell:"
-        yield '`claims.h1 = "a better-than b on val/ce smallest 0.01"`.'
-        yield from ["", *_hypotheses(imported), ""]
+        if imported.studies:
+            yield "Notes, until somebody writes a claim on the arms of a study, in its cell:"
+            yield from ['`claims.h1 = "a better-than b on val/ce smallest 0.01"`.', ""]
+        yield from [*_hypotheses(imported), ""]
 
 
 def summary(imported: Imported) -> list[str]:
@@ -222,7 +224,7 @@ def summary(imported: Imported) -> list[str]:
         f"{_many(commands, 'command')}: {len(runs)} imported as {different} of {arms} in {studies}, "
         f"{len(imported.refused)} not imported."
     )
-    found += [f"Not imported: {number} for {why}." for why, number in reasons(imported)]
+    found += [f"Not imported because of {why}: {number}." for why, number in reasons(imported)]
     answers = [imported.answer(item) for item in imported.hypotheses]
     if answers:
         found.append(
