@@ -70,8 +70,9 @@ for arguments in eval(sys.argv[1]):
         main(arguments)
     except SystemExit as ended:
         assert ended.code == 0, (arguments, ended.code)
+    drawn = ("matplotlib",) if arguments[0] == "report" else ()
     for name in ("torch", "scipy.stats", "matplotlib", "fsspec", "huggingface_hub"):
-        if name in sys.modules:
+        if name in sys.modules and name not in drawn:
             loaded.append((arguments, name))
 print(loaded, file=sys.stderr)
 """
@@ -82,9 +83,9 @@ print(loaded, file=sys.stderr)
         ["compare", file],
         ["why", file, "h1"],
         ["table", file],
-        ["status", "--store"],
+        ["status", "--store", str(store.root)],
+        ["report", file],  # the last one: it may draw
     ]
-    given[-1].append(str(store.root))
     ended = subprocess.run([sys.executable, "-c", program, repr(given)], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.rstrip().split("\n")[-1] == "[]"

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from winnow.analysis.plots import Contrast, Curve, curves_png, differences_png
+from winnow.analysis.plots import (
+    Contrast,
+    Curve,
+    curves_png,
+    differences_png,
+    draw_curves,
+    draw_differences,
+    drawing_style,
+)
+from winnow.analysis.vector import svg_text
 from winnow.config import digest
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
@@ -29,25 +39,60 @@ def study_pictures(
     """
     study = comparison.study
     metric, title = study.endpoint.metric, study.question or study.id
-    unit = UNITS.get(metric, "")
+    unit, x_label = UNITS.get(metric, ""), _x_label(comparison)
     found: dict[str, bytes] = {}
     if any(record.status == "finished" for by_seed in comparison.runs.values() for record in by_seed.values()):
         name = f"{study.plan_name}.curves.png"
-        x_label = "training tokens" if _counts_tokens(comparison) else "steps"
         key = _key([title, metric, study.control, x_label, _series(comparison, store)])
         taken = _taken(present, name, key)
-        if taken is None:
-            curves = loss_curves(comparison, store)
-            if any(series for curve in curves for series in curve.seeds.values()):
-                taken = curves_png(curves, study.control, metric, unit, title, x_label=x_label, key=key)
+        if taken is None and (curves := _drawable(loss_curves(comparison, store))):
+            taken = curves_png(curves, study.control, metric, unit, title, x_label=x_label, key=key)
         if taken is not None:
             found[name] = taken
-    contrasts = [row for verdict in comparison.verdicts for row in _contrasts(verdict, comparison)]
-    if any(contrast.differences or contrast.effect is not None for contrast in contrasts):
+    contrasts = _compared(comparison)
+    if contrasts:
         name = f"{study.plan_name}.differences.png"
         key = _key([title, metric, [vars(contrast) for contrast in contrasts]])
         found[name] = _taken(present, name, key) or differences_png(contrasts, metric, unit, title, key=key)
     return found
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture for a page: an `<svg>` element, whose colours follow the page's theme, and what its marks mean."""
+
+    svg: str
+    caption: str
+
+
+def study_drawings(comparison: Comparison, store: RunStore) -> dict[str, Drawing]:
+    """The pictures of `study_pictures` as SVG: `curves`, `differences`, where there is anything to draw."""
+    study, metric = comparison.study, comparison.study.endpoint.metric
+    unit, curves, contrasts = UNITS.get(metric, ""), _drawable(loss_curves(comparison, store)), _compared(comparison)
+    found: dict[str, Drawing] = {}
+    with drawing_style():
+        if curves:
+            drawn = draw_curves(curves, study.control, metric, unit, _x_label(comparison))
+            found["curves"] = Drawing(svg_text(drawn, f"{study.plan_name}-curves"), drawn.caption)
+        if contrasts:
+            drawn = draw_differences(contrasts, metric, unit)
+            found["differences"] = Drawing(svg_text(drawn, f"{study.plan_name}-differences"), drawn.caption)
+    return found
+
+
+def _x_label(comparison: Comparison) -> str:
+    return "training tokens" if _counts_tokens(comparison) else "steps"
+
+
+def _drawable(curves: list[Curve]) -> list[Curve]:
+    """The curves, or none of them where no run has a value yet."""
+    return curves if any(series for curve in curves for series in curve.seeds.values()) else []
+
+
+def _compared(comparison: Comparison) -> list[Contrast]:
+    """What the claims compare, or nothing where no pair has a value yet."""
+    contrasts = [row for verdict in comparison.verdicts for row in _contrasts(verdict, comparison)]
+    return contrasts if any(row.differences or row.effect is not None for row in contrasts) else []
 
 
 def loss_curves(comparison: Comparison, store: RunStore) -> list[Curve]:
@@ -101,14 +146,8 @@ def _contrasts(verdict: Verdict, comparison: Comparison) -> list[Contrast]:
     observed = comparison.observations.get(claim.metric)
     if observed is None:
         return []
-    worked: dict[tuple[str, ...], Mapping[str, Any]] = {
-        tuple(row["pair"]): row for row in verdict.numbers.get("pairs", [])
-    }
     rows: list[Contrast] = []
-    for number, (one, other) in enumerate(claim.pairs):
-        effect, low, high = verdict.effect, verdict.low, verdict.high
-        if len(claim.pairs) > 1:
-            effect, low, high = _own_interval(worked.get((one, other)))
+    for number, ((one, other), (effect, low, high)) in enumerate(verdict.pair_intervals().items()):
         rows.append(
             Contrast(
                 claim=claim.id if number == 0 else "",
@@ -123,15 +162,6 @@ def _contrasts(verdict: Verdict, comparison: Comparison) -> list[Contrast]:
             )
         )
     return rows
-
-
-def _own_interval(row: Mapping[str, Any] | None) -> tuple[float | None, float | None, float | None]:
-    """Effect and interval of one pair among several."""
-    effect = None if row is None else row["effect"]
-    half_width = None if row is None else row["half_width"]["support"]
-    if effect is None or half_width is None:
-        return effect, None, None
-    return effect, effect - half_width, effect + half_width
 
 
 def differences(observed: Observations, one: str, other: str) -> dict[int | str, float]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +72,18 @@ class Contrast:
     status: Literal["supported", "refuted", "undecided", "invalid", "withdrawn"] = "undecided"
 
 
+class Drawn(NamedTuple):
+    """A figure with its axes filled, before it is lettered and saved; to be used inside `drawing_style`."""
+
+    figure: Figure
+    caption: str
+    """What its marks mean."""
+    left: float = 0.055
+    """Where the axes begin and end: fractions of the width, and inches under the upper edge."""
+    right: float = 0.845
+    top: float = 0.78
+
+
 def curves_png(
     curves: Sequence[Curve],
     control: str,
@@ -82,56 +94,67 @@ def curves_png(
     x_label: str = "training tokens",
     key: str = "",
 ) -> bytes:
-    """Two panels: the metric against training tokens, and each arm's paired difference from the control.
-
-    Bands are one standard deviation over seeds; an arm without a finite value is left out. key: a text that the PNG
-    carries, by which its inputs can be told.
-    """
+    """`draw_curves` as a PNG with a title. key: a text that the PNG carries, by which its inputs can be told."""
     with drawing_style():
-        figure = new_figure(4.3)
-        left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.66})
-        styles = _styles([curve.arm for curve in curves], control)
-        base = next((curve for curve in curves if curve.arm == control), None)
-        bands = {curve.arm: band(list(curve.seeds.values())) for curve in curves}
-        for curve in curves:
-            _draw_band(left, bands[curve.arm], styles[curve.arm], is_control=curve.arm == control)
-        _limits(left, bands)
-        _label_ends(left, {curve.arm: (bands[curve.arm], _named(curve), styles[curve.arm]) for curve in curves})
-        left.set_title(f"{metric} ({unit})" if unit else metric)
-        differences = {} if base is None else {c.arm: band(paired(c, base)) for c in curves if c.arm != control}
-        differences = {arm: found for arm, found in differences.items() if found}
-        if differences:
-            right.axhline(0.0, color=CONTROL_COLOUR, linewidth=1.2)
-            for arm, found in differences.items():
-                _draw_band(right, found, styles[arm], is_control=False)
-            _limits(right, differences, around_zero=True)
-            _label_ends(right, {arm: (found, arm, styles[arm]) for arm, found in differences.items()})
-            right.set_title(f"difference from {control}, same seeds")
-        else:
-            right.set_axis_off()
-        last = max((max(found) for found in bands.values() if found), default=0.0) or 1.0
-        for axes in (left, right):
-            _token_axis(axes, last, x_label)
-        return png_bytes(figure, title, f"band: ± 1 sd over {_seed_counts(curves)}", key)
+        drawn = draw_curves(curves, control, metric, unit, x_label)
+        return png_bytes(drawn.figure, title, drawn.caption, key, drawn.left, drawn.right, drawn.top)
 
 
 def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title: str, *, key: str = "") -> bytes:
+    """`draw_differences` as a PNG with a title. key: as in `curves_png`."""
+    with drawing_style():
+        drawn = draw_differences(contrasts, metric, unit)
+        return png_bytes(drawn.figure, title, drawn.caption, key, drawn.left, drawn.right, drawn.top)
+
+
+def draw_curves(curves: Sequence[Curve], control: str, metric: str, unit: str, x_label: str) -> Drawn:
+    """Two panels: the metric against training tokens, and each arm's paired difference from the control.
+
+    Bands are one standard deviation over seeds; an arm without a finite value is left out.
+    """
+    figure = new_figure(4.3)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.66})
+    styles = _styles([curve.arm for curve in curves], control)
+    base = next((curve for curve in curves if curve.arm == control), None)
+    bands = {curve.arm: band(list(curve.seeds.values())) for curve in curves}
+    for curve in curves:
+        _draw_band(left, bands[curve.arm], styles[curve.arm], is_control=curve.arm == control)
+    _limits(left, bands)
+    _label_ends(left, {curve.arm: (bands[curve.arm], _named(curve), styles[curve.arm]) for curve in curves})
+    left.set_title(f"{metric} ({unit})" if unit else metric)
+    differences = {} if base is None else {c.arm: band(paired(c, base)) for c in curves if c.arm != control}
+    differences = {arm: found for arm, found in differences.items() if found}
+    if differences:
+        right.axhline(0.0, color=CONTROL_COLOUR, linewidth=1.2)
+        for arm, found in differences.items():
+            _draw_band(right, found, styles[arm], is_control=False)
+        _limits(right, differences, around_zero=True)
+        _label_ends(right, {arm: (found, arm, styles[arm]) for arm, found in differences.items()})
+        right.set_title(f"difference from {control}, same seeds")
+    else:
+        right.set_axis_off()
+    last = max((max(found) for found in bands.values() if found), default=0.0) or 1.0
+    for axes in (left, right):
+        _token_axis(axes, last, x_label)
+    return Drawn(figure, f"band: ± 1 sd over {_seed_counts(curves)}")
+
+
+def draw_differences(contrasts: Sequence[Contrast], metric: str, unit: str) -> Drawn:
     """One row per comparison, each on its own scale: seeds as dots, the interval as a bar, the effect as a tick.
 
-    The shaded part is what is smaller than the smallest effect of interest. key: as in `curves_png`.
+    The shaded part is what is smaller than the smallest effect of interest.
     """
-    with drawing_style():
-        rows = max(len(contrasts), 1)
-        figure = new_figure(0.6 + 0.88 * rows)
-        all_axes = figure.subplots(rows, 1, squeeze=False, gridspec_kw={"hspace": 1.05})[:, 0]
-        for axes, contrast in zip(all_axes, contrasts, strict=False):
-            _draw_contrast(axes, contrast)
-        if not contrasts:
-            all_axes[0].set_axis_off()
-        caption = f"difference in {metric}{f' ({unit})' if unit else ''}; dot: one seed; bar: interval of the verdict"
-        if any(contrast.smallest for contrast in contrasts):
-            caption += "; shaded: smaller than of interest"
-        return png_bytes(figure, title, caption, key, left=0.25, right=0.9, top=0.5)
+    rows = max(len(contrasts), 1)
+    figure = new_figure(0.6 + 0.88 * rows)
+    all_axes = figure.subplots(rows, 1, squeeze=False, gridspec_kw={"hspace": 1.05})[:, 0]
+    for axes, contrast in zip(all_axes, contrasts, strict=False):
+        _draw_contrast(axes, contrast)
+    if not contrasts:
+        all_axes[0].set_axis_off()
+    caption = f"difference in {metric}{f' ({unit})' if unit else ''}; dot: one seed; bar: interval of the verdict"
+    if any(contrast.smallest for contrast in contrasts):
+        caption += "; shaded: smaller than of interest"
+    return Drawn(figure, caption, left=0.25, right=0.9, top=0.5)
 
 
 def band(seeds: Sequence[Mapping[float, float]]) -> Band:

@@ -22,6 +22,7 @@ from winnow.cli import (
     lint,
     numerics,
     output,
+    reporting,
     runs,
     studies,
     upkeep,
@@ -42,6 +43,7 @@ app = typer.Typer(
 studies.register(app)
 verdicts.register(app)
 runs.register(app)
+reporting.register(app)
 upkeep.register(app)
 numerics.register(app)
 export.register(app)

@@ -56,7 +56,7 @@ def compare(
     from winnow.study.compare import compare as compare_study
     from winnow.study.compare import plain
 
-    source, records, successions = _open(file, settings, only, store)
+    source, records, successions = open_recorded(file, settings, only, store)
     found = [compare_study(study, records, successions) for study in source.studies]
     if as_json:
         output.say_json([plain(each) for each in found])
@@ -87,7 +87,7 @@ def why(
     from winnow.study.compare import compare as compare_study
 
     study, name = claim.split("/", 1) if "/" in claim else (None, claim)
-    source, records, successions = _open(file, settings, only or study, store)
+    source, records, successions = open_recorded(file, settings, only or study, store)
     owners = [each for each in source.studies if any(known.id == name for known in each.claims)]
     if not owners:
         known = [known.id for each in source.studies for known in each.claims]
@@ -120,7 +120,7 @@ def table(
     from winnow.study.metric_table import metric_table
     from winnow.study.tables import table as study_table
 
-    source, records, successions = _open(file, settings, only, store)
+    source, records, successions = open_recorded(file, settings, only, store)
     found = [compare_study(study, records, successions) for study in source.studies]
     texts = [metric_table(each, metric, form.value) if metric else study_table(each, form.value) for each in found]
     if form is Format.JSON and len(texts) > 1:
@@ -144,7 +144,7 @@ def plot(
     from winnow.records.files import make_folder, write_atomic
     from winnow.study.compare import compare as compare_study
 
-    source, records, successions = _open(file, settings, only, store)
+    source, records, successions = open_recorded(file, settings, only, store)
     folder = out if out is not None else file.parent
     if out is not None:
         make_folder(out)
@@ -173,7 +173,7 @@ def split_half(
     as_json: options.Json = False,
 ) -> None:
     """A/A check on your own baseline: how often are random halves of equal runs called different?"""
-    source, records, _ = _open(file, settings, only, store)
+    source, records, _ = open_recorded(file, settings, only, store)
     found = {study.id: _split(study, records, n, splits) for study in source.studies}
     if as_json:
         output.say_json({name: {**vars(each), "calibrated": each.calibrated} for name, each in found.items()})
@@ -210,9 +210,13 @@ def _split(study: Study, records: RunStore, n: int | None, splits: int) -> Any:
     return judge_splits(values, n, rule=study.rule, prior=prior, splits=splits)
 
 
-def _open(
+def open_recorded(
     file: Path, settings: list[str] | None, only: str | None, store: Path | None
 ) -> tuple[Source, RunStore, Successions]:
+    """The studies of a file, the store of their runs, and which studies replace which.
+
+    Raises InputError where `--set` makes an unknown study.
+    """
     from winnow.notebook.execute import open_source
     from winnow.study.plan import load_plan
     from winnow.study.succession import Successions

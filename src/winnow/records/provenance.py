@@ -17,7 +17,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -118,10 +118,20 @@ def git_state(folder: Path) -> GitState:
     return GitState(commit.decode().strip(), changed, hashlib.sha256(diff).hexdigest() if diff else None)
 
 
+def known_commits(folder: Path, commits: Iterable[str]) -> frozenset[str] | None:
+    """Those of the commits that the repository which `folder` is in has; None without git or a repository."""
+    if _git(folder, "rev-parse", "--git-dir") is None:
+        return None
+    named = (commit for commit in commits if re.fullmatch(r"[0-9a-f]{7,64}", commit))
+    return frozenset(commit for commit in named if _git(folder, "cat-file", "-e", f"{commit}^{{commit}}") is not None)
+
+
 def _git(folder: Path, *arguments: str) -> bytes | None:
     """Output of a git command that changes nothing and runs nobody's program; None if there is no answer."""
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    # A partial clone would otherwise ask the network for what it lacks.
+    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
+    environment = {**os.environ, **quiet}
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=_GIT_SECONDS, check=False, env=environment, stdin=subprocess.DEVNULL

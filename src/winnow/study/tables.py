@@ -155,11 +155,16 @@ def table(comparison: Comparison, form: Format = "markdown") -> str:
         return json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if form == "csv":
         return _csv(found)
+    named, cells = text_columns(comparison, found)
+    return markdown_table(named, cells) if form == "markdown" else latex_table(named, cells)
+
+
+def text_columns(comparison: Comparison, found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table that is meant to be read: the columns that hold something, rounded."""
     digits = _digits(found)
     heads = _heads(comparison, found)
     cells = [[text for head, text in zip(_HEADS, _cells(row, digits), strict=True) if head in heads] for row in found]
-    named = [name for head, name in heads.items() if head in _HEADS]
-    return markdown_table(named, cells) if form == "markdown" else latex_table(named, cells)
+    return [name for head, name in heads.items() if head in _HEADS], cells
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> str:
@@ -170,7 +175,7 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> str:
             verdict.claim.id,
             verdict.claim.text,
             verdict.status + (" (exploratory)" if verdict.exploratory and verdict.claim.expect != "invalid" else ""),
-            *_effect(verdict),
+            *effect_and_interval(verdict),
             str(verdict.n),
             "" if verdict.rho is None else f"{verdict.rho:.2f}",
             "" if verdict.more_seeds is None else str(verdict.more_seeds),
@@ -181,7 +186,8 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> str:
     return markdown_table(head, cells) + "\n" + "\n".join(reasons) + "\n" if verdicts else ""
 
 
-def _effect(verdict: Verdict) -> tuple[str, str]:
+def effect_and_interval(verdict: Verdict) -> tuple[str, str]:
+    """Both with two digits of the half-width; empty where there is none, or the verdict is invalid."""
     if verdict.status == "invalid" or verdict.effect is None:
         return "", ""
     if verdict.low is None or verdict.high is None:

@@ -41,6 +41,7 @@ class DecisionRule(Config):
 
 Answer = Literal[Status, "withdrawn"]
 """How a claim stands: a judgement, or that its study has been replaced by another."""
+Interval = tuple[float | None, float | None, float | None]
 
 
 class Verdict(Config):
@@ -80,6 +81,20 @@ class Verdict(Config):
     """Warnings and labels, one line each."""
     numbers: dict[str, Any]
     """Every number behind the verdict."""
+
+    def pair_intervals(self) -> dict[Pair, Interval]:
+        """Of each pair that the claim compares: effect, lower and upper end, A minus B; None where there is none."""
+        if len(self.claim.pairs) == 1:
+            return {self.claim.pairs[0]: (self.effect, self.low, self.high)}
+        found: dict[Pair, Interval] = dict.fromkeys(self.claim.pairs, (None, None, None))
+        for row in self.numbers.get("pairs", []):
+            effect, half_width = row["effect"], row["half_width"]["support"]
+            found[tuple(row["pair"])] = (
+                (effect, None, None)
+                if effect is None or half_width is None
+                else (effect, effect - half_width, effect + half_width)
+            )
+        return found
 
 
 def judge_claims(
