@@ -1,7 +1,8 @@
 """The command line: one command per job, in panels. Heavy imports stay inside the commands.
 
 Exit codes: 0 done; 1 a run failed or has not arrived where it was to be uploaded, a verdict is unexpectedly invalid, or
-lint found an error; 2 the input is wrong; 70 Winnow itself is wrong (a traceback says where); 130 stopped with Ctrl-C.
+lint found an error, an index met a damaged file; 2 the input is wrong; 70 Winnow itself is wrong (a traceback says
+where); 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations

@@ -25,12 +25,11 @@ Out = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this panel."""
-    app.command(
-        "report",
-        rich_help_panel=options.PAGES,
-        epilog="Example: winnow report examples/quickstart.toml --out quickstart.html",
-        no_args_is_help=True,
-    )(report)
+    for name, command, example in (
+        ("report", report, "winnow report examples/quickstart.toml --out quickstart.html"),
+        ("index", index, "winnow index notebooks"),
+    ):
+        app.command(name, rich_help_panel=options.PAGES, epilog=f"Example: {example}", no_args_is_help=True)(command)
 
 
 def report(
@@ -69,6 +68,49 @@ def report(
             said = ", ".join(f"{number} {output.word(status)}" for status, number in summary["counts"].items())
             output.say(f"{output.bold(summary['study'])}: {said or 'claims nothing'}")
         output.say(f"page: {path}{'' if changed else ' (unchanged)'}")
+
+
+def index(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of notebooks and studies.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.html", help="The page; none: index.html in DIR.", show_default=False),
+    ] = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """One HTML page over many notebooks: claims, open questions, and where studies contradict each other."""
+    from winnow.analysis.overview import index_html
+    from winnow.analysis.page import check_target, write_page
+    from winnow.cli.gathering import check_folder, gather, plain_index
+
+    check_folder(folder)
+    path = out or folder / "index.html"
+    check_target(path)
+    found = gather(folder, path, store)
+    changed = write_page(path, index_html(found.title, found.entries, found.same))
+    if as_json:
+        output.say_json({"file": str(path), "changed": changed, **plain_index(found)})
+    else:
+        for entry in found.entries:
+            said = ", ".join(f"{number} {output.word(status)}" for status, number in entry.counts)
+            output.say(f"{output.bold(entry.name)}: {entry.damage or said or 'claims nothing'}")
+        for kind, words in (("contradiction", "contradicts itself"), ("budget", "depends on the budget")):
+            for each in found.same:
+                if each.kind == kind:
+                    first = each.statements[0]
+                    where = ", ".join(
+                        f"{said.study}/{said.claim} {output.word(said.status)}" for said in each.statements
+                    )
+                    output.say(f"{words}: {first.one} - {first.other} on {each.metric}: {where}")
+        output.say(f"page: {path}{'' if changed else ' (unchanged)'}")
+    for entry in found.entries:
+        for problem in filter(None, [entry.damage, *(study.problem for study in entry.studies)]):
+            output.note(f"error: {problem}")
+    if found.damaged:
+        raise typer.Exit(1)
 
 
 def _file_of(what: str, store: Path | None) -> tuple[Path, str | None]:

@@ -192,7 +192,7 @@ def effect_and_interval(verdict: Verdict) -> tuple[str, str]:
         return "", ""
     if verdict.low is None or verdict.high is None:
         return f"{verdict.effect:+.4f}", ""
-    digits = _decimals((verdict.high - verdict.low) / 2)
+    digits = decimals((verdict.high - verdict.low) / 2)
     return f"{verdict.effect:+.{digits}f}", f"[{verdict.low:+.{digits}f}, {verdict.high:+.{digits}f}]"
 
 
@@ -236,10 +236,11 @@ def _cells(row: Row, digits: int) -> list[str]:
 
 def _digits(found: Sequence[Row]) -> int:
     """Decimals for a column: two digits of the smallest standard deviation that is not 0."""
-    return _decimals(min((row.sd for row in found if row.sd), default=0.001))
+    return decimals(min((row.sd for row in found if row.sd), default=0.001))
 
 
-def _decimals(scale: float) -> int:
+def decimals(scale: float) -> int:
+    """Decimals that show two digits of a number of this size."""
     return 4 if scale <= 0 or not math.isfinite(scale) else min(8, max(0, 1 - math.floor(math.log10(scale))))
 
 
