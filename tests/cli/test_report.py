@@ -45,7 +45,8 @@ def lab(folder: Path) -> Path:
 
 
 def test_a_notebook_becomes_one_page_beside_it(winnow, tmp_path: Path):
-    ended = winnow("report", lab(tmp_path))
+    notebook = lab(tmp_path)
+    ended = winnow("report", notebook)
     assert ended.code == 0, ended.err
     path = tmp_path / "lab.html"
     assert f"page: {path}" in ended.out
@@ -55,7 +56,7 @@ def test_a_notebook_becomes_one_page_beside_it(winnow, tmp_path: Path):
         assert words in read
     assert read.index("1 supported") < read.index("Prose with") < read.index("Study made-up") < read.index("AVeryLong")
     assert str(tmp_path) not in html, "where it lies is nobody's business"
-    again = winnow("report", lab(tmp_path), "--json")
+    again = winnow("report", notebook, "--json")
     said = json.loads(again.out)
     assert (said["file"], said["changed"]) == (str(path), False), "the same bytes"
     assert said["studies"][0]["counts"] == {"supported": 1, "refuted": 1}
@@ -83,6 +84,26 @@ def test_one_study_of_a_notebook_by_name(winnow, tmp_path: Path, monkeypatch: py
     assert winnow("report", "made-up", "--out", "two.html").code == 0
     assert (tmp_path / "two.html").read_text() == one
     one_line(winnow("report", "made-up", "--only", "other"), "--only")
+
+
+def test_a_withdrawn_study_and_its_replacement_lead_to_each_other(winnow, tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    after = TEXT.replace("made-up", "after").replace("seeds", 'supersedes = "made-up"\nseeds', 1)
+    run_all(made_up(tmp_path, after)[0], store)
+    path = tmp_path / "lab.md"
+    path.write_text(f"# Lab\n\n```toml study\n{TEXT}```\n\n```toml study\n{after}```\n")
+    assert winnow("report", path).code == 0
+    page = Checked((tmp_path / "lab.html").read_text())
+    assert "2 withdrawn" in page.text
+    assert "Withdrawn , replaced by after" in page.text
+    assert "Replaces made-up , which is withdrawn" in page.text
+    assert {"#study-after", "#study-made-up"} <= set(page.links)
+    assert winnow("report", path, "--only", "made-up", "--out", tmp_path / "one.html").code == 0
+    alone = Checked((tmp_path / "one.html").read_text())
+    assert "lab.md" in alone.links, "its replacement is not on this page"
+    index = winnow("index", tmp_path, "--json")
+    assert json.loads(index.out)["same"] == [], "what is withdrawn is not compared"
 
 
 def test_before_anything_has_run_the_claims_are_open(winnow, tmp_path: Path):

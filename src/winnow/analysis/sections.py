@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from winnow.analysis.pictures import Drawing, study_drawings
@@ -11,7 +11,9 @@ from winnow.records.provenance import known_commits
 from winnow.records.run import Finding, RunRecord
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison
+from winnow.study.needs import missing_runs
 from winnow.study.spec import Study
+from winnow.study.succession import Place
 from winnow.study.tables import effect_and_interval, rows, text_columns
 from winnow.study.verdict import Verdict
 
@@ -57,6 +59,14 @@ class RunLine:
 
 
 @dataclass(frozen=True)
+class Linked:
+    """Another study, and the address of its results from the page; empty = not known."""
+
+    study: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Section:
     """Everything that a page says of one study."""
 
@@ -75,13 +85,28 @@ class Section:
     """What is known of how the runs were made: a name, and every value that occurs."""
     runs: tuple[RunLine, ...] = ()
     provisos: tuple[str, ...] = ()
+    replaced_by: Linked | None = None
+    """The study that withdraws this one."""
+    replaces: Linked | None = None
     again: str = AGAIN
 
+    @property
+    def anchor(self) -> str:
+        """Its id in the page: that of its block in a notebook."""
+        return f"study-{self.id}"
 
-def section(comparison: Comparison, store: RunStore, written: str, settings: Sequence[str] = ()) -> Section:
-    """A study that has a plan. written: its text; settings: `--set` as given."""
+
+def section(
+    comparison: Comparison,
+    store: RunStore,
+    written: str,
+    settings: Sequence[str] = (),
+    address: Callable[[Place], str] = lambda _: "",
+) -> Section:
+    """A study that has a plan. written: its text; settings: `--set` as given; address: of another study's results."""
     study = comparison.study
     records = [record for by_seed in comparison.runs.values() for record in by_seed.values()]
+    new, old = comparison.succession.replaced_by, comparison.succession.replaces
     heads, arms = text_columns(comparison, rows(comparison))
     known = None
     if records and study.file is not None:
@@ -100,6 +125,8 @@ def section(comparison: Comparison, store: RunStore, written: str, settings: Seq
         provenance=_provenance(records),
         runs=tuple(_run_lines(comparison, store, settings)),
         provisos=provisos(records, known),
+        replaced_by=None if new is None else Linked(new.study, address(new)),
+        replaces=None if old is None else Linked(old.study, address(old)),
     )
 
 
@@ -129,7 +156,7 @@ def claim_line(study: Study, verdict: Verdict) -> ClaimLine:
         notes.insert(0, f"effect {verdict.effect_in_sd:+.1f} standard deviations of the seeds ({verdict.sd:.2g})")
     if verdict.rho is not None:
         notes.insert(0, f"correlation of the two arms over common seeds {verdict.rho:.2f}")
-    reason = verdict.reason.removeprefix(verdict.status).lstrip(": ")
+    reason = verdict.reason.removeprefix(verdict.status).lstrip(":, ")
     claim = verdict.claim
     return ClaimLine(
         study.id, claim.id, claim.text, verdict.status, ", ".join(marks), effect, interval, verdict.n, reason,
@@ -144,9 +171,9 @@ def _standing(comparison: Comparison, n_runs: int) -> str:
     text = f"{n_runs} run{'' if n_runs == 1 else 's'} of {arms}; {endpoint.metric}, {endpoint.better} is better."
     if plan.started and comparison.verdicts:
         text += f" Claims frozen {plan.started}, before the first run."
-    if comparison.missing:
-        missing = len(comparison.missing)
-        text += f" {missing} declared run{' was' if missing == 1 else 's were'} not made."
+    if study.runs == "winnow" and comparison.succession.replaced_by is None:
+        planned = len(missing_runs(study, comparison.verdicts, comparison.recorded))
+        text += f" In progress: {planned} run{'' if planned == 1 else 's'} still planned." if planned else ""
     return text
 
 
@@ -164,6 +191,11 @@ def _provenance(records: Sequence[RunRecord]) -> tuple[tuple[str, tuple[str, ...
     named: dict[str, set[str]] = {
         "code": {each.code for each in made},
         "commit": {f"{each.commit}{' with changes' if each.dirty else ''}" for each in made if each.commit},
+        "commit of Winnow": {
+            f"{each.package_commit}{' with changes' if each.package_dirty else ''}"
+            for each in made
+            if each.package_commit
+        },
         "python": {each.python for each in made},
         "packages": packages,
         "machine": {each.hardware for each in made},

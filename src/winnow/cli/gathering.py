@@ -21,6 +21,7 @@ from winnow.study.agreement import SameComparison, same_comparisons
 from winnow.study.compare import Comparison, compare
 from winnow.study.plan import load_plan
 from winnow.study.spec import Study
+from winnow.study.succession import Successions
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,27 @@ def _entry(
             title, date, tags = read.title or title, read.date, read.tags
         source = open_source(path)
         records = options.open_store(store, beside=path)
+        successions = Successions(records, source.studies, file=path, declared=source.declared)
     except InputError as error:
         return Entry(name, link, report, title, date, tags, damage=_said(error, folder))
     if not source.is_notebook:
         title = source.studies[0].question or title
-    studies = tuple(_listed(study, records, folder, name, comparisons) for study in source.studies)
+    studies = tuple(_listed(study, records, successions, folder, name, comparisons) for study in source.studies)
     return Entry(name, link, report, title, date, tags, studies)
 
 
 def _listed(
-    study: Study, records: RunStore, folder: Path, name: str, comparisons: list[tuple[str, Comparison]]
+    study: Study,
+    records: RunStore,
+    successions: Successions,
+    folder: Path,
+    name: str,
+    comparisons: list[tuple[str, Comparison]],
 ) -> Listed:
     try:
         if study.runs == "winnow" and load_plan(records, study) is None:
             return Listed(study.id, study.question, open_claims(study))
-        comparison = compare(study, records)
+        comparison = compare(study, records, successions)
     except InputError as error:
         return Listed(study.id, study.question, open_claims(study), _said(error, folder))
     comparisons.append((name, comparison))

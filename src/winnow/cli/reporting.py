@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from winnow.analysis.sections import Section
     from winnow.notebook.execute import Source
     from winnow.records.store import RunStore
+    from winnow.study.succession import Place, Successions
 
 Out = Annotated[
     Path | None,
@@ -55,11 +59,17 @@ def report(
     if named is not None and only not in (None, named):
         raise InputError(f"{what!r} is one study already", key="--only", mend="leave --only out")
     only = named or only
-    source, records = open_recorded(file, settings, only, store)
+    source, records, successions = open_recorded(file, settings, only, store)
     path = out or _page_path(source, only)
     check_target(path)
-    parts, summaries = _parts(source, records, settings or [])
-    title, about, parts = _arranged(source, parts, whole=only is None and not settings)
+
+    def address(place: Place) -> str:
+        if any(study.id == place.study for study in source.studies):
+            return f"#study-{place.study}"
+        return "" if place.file is None else quote(os.path.relpath(place.file, path.resolve().parent))
+
+    sections, summaries = _sections(source, records, successions, settings or [], address)
+    title, about, parts = _arranged(source, sections, whole=only is None and not settings)
     changed = write_page(path, report_html(title, about, parts))
     if as_json:
         output.say_json({"file": str(path), "changed": changed, "studies": summaries})
@@ -144,7 +154,13 @@ def _page_path(source: Source, only: str | None) -> Path:
     return source.path.with_name(f"{stem}.html")
 
 
-def _parts(source: Source, records: RunStore, settings: list[str]) -> tuple[dict[str, Section], list[dict[str, Any]]]:
+def _sections(
+    source: Source,
+    records: RunStore,
+    successions: Successions,
+    settings: list[str],
+    address: Callable[[Place], str],
+) -> tuple[dict[str, Section], list[dict[str, Any]]]:
     """Each study's section, and what `--json` says of it."""
     from winnow.analysis.sections import section, unplanned
     from winnow.study.compare import compare, plain
@@ -158,8 +174,8 @@ def _parts(source: Source, records: RunStore, settings: list[str]) -> tuple[dict
             found = unplanned(study, written)
             summary: dict[str, Any] = {"study": study.id, "verdicts": [], "findings": [], "missing": [], "stale": []}
         else:
-            comparison = compare(study, records)
-            found = section(comparison, records, written, settings)
+            comparison = compare(study, records, successions)
+            found = section(comparison, records, written, settings, address)
             summary = plain(comparison)
         statuses = [claim.status for claim in found.claims]
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
@@ -176,10 +192,10 @@ def _arranged(source: Source, sections: dict[str, Section], *, whole: bool) -> t
         first = next(iter(sections.values()))
         title = first.question if len(sections) == 1 and first.question else source.path.stem
         return title, source.path.name, list(sections.values())
-    from winnow.notebook.document import Document
     from winnow.notebook.prose import Prose, page_of
 
-    page = page_of(Document.read(source.path))
+    assert source.document is not None, "a notebook has one"
+    page = page_of(source.document)
     parts: list[Passage | Section] = []
     for part in page.parts:
         if isinstance(part, Prose):

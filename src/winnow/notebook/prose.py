@@ -61,7 +61,8 @@ def page_of(document: Document) -> Page:
     from markdown_it import MarkdownIt
 
     lines, cuts = _without_cells(document)
-    front = _front_matter(lines)
+    front = document.front
+    lines[: front.last_line] = [""] * front.last_line
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     folder = document.path.resolve().parent
     parser.add_render_rule("html_block", _raw_block)
@@ -72,7 +73,7 @@ def page_of(document: Document) -> Page:
     parser.add_render_rule("table_close", _table_close)
     environment: dict[str, Any] = {}
     tokens = parser.parse("\n".join(lines), environment)
-    title = front.get("title", "")
+    title = front.title or ""
     if len(tokens) > 2 and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
         title = _text(tokens[1])
         del tokens[:3]
@@ -92,22 +93,7 @@ def page_of(document: Document) -> Page:
             if study is not None:
                 parts.append(Place(study))
     close(len(tokens))
-    tags = tuple(tag.strip() for tag in front.get("tags", "").strip("[] ").split(",") if tag.strip())
-    return Page(title, front.get("date", ""), tags, tuple(parts))
-
-
-def _front_matter(lines: list[str]) -> dict[str, str]:
-    """Keys and values between the lines `---` that a notebook begins with, which are blanked."""
-    last = next((number for number, line in enumerate(lines) if number and line.rstrip() in ("---", "...")), None)
-    if not lines or lines[0].rstrip() != "---" or last is None:
-        return {}
-    found: dict[str, str] = {}
-    for line in lines[1:last]:
-        key, colon, value = line.partition(":")
-        if colon:
-            found[key.strip()] = value.strip().strip("\"'")
-    lines[: last + 1] = [""] * (last + 1)
-    return found
+    return Page(title, front.date or "", front.tags, tuple(parts))
 
 
 def _without_cells(document: Document) -> tuple[list[str], dict[int, str | None]]:

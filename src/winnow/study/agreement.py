@@ -90,12 +90,12 @@ class SameComparison:
 def same_comparisons(found: Iterable[tuple[str, Comparison]]) -> tuple[SameComparison, ...]:
     """Comparisons that at least two studies make, contradictions first. found: the place of each study, and the study.
 
-    Verdicts that are invalid say nothing and are left out.
+    Verdicts that are invalid or withdrawn say nothing and are left out.
     """
     groups: dict[str, tuple[str, list[Statement]]] = {}
     for place, comparison in found:
         for verdict in comparison.verdicts:
-            if verdict.status == "invalid":
+            if verdict.status in ("invalid", "withdrawn"):
                 continue
             for key, statement in _statements(place, comparison, verdict):
                 groups.setdefault(key, (verdict.claim.metric, []))[1].append(statement)
