@@ -1,7 +1,8 @@
-"""Queries, keys and values of a trained run: what its attention layers see on its own validation text."""
+"""Trained runs in memory: the final model of a run, and what its attention layers see on its own validation text."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -11,49 +12,77 @@ from torch import nn
 from winnow.analysis.numerics import Heads
 from winnow.attention import Attention
 from winnow.errors import InputError
+from winnow.models.base import Model
+from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
-from winnow.train.checkpoint import load_newest
+from winnow.tasks.base import Task
+from winnow.train.checkpoint import load_newest, weights_digest
 from winnow.train.config import RunConfig
 from winnow.train.loop import build_model, build_task
 from winnow.train.losses import tensors_of
 
 
-def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -> list[Heads]:
-    """q, k, v of every attention layer at the weights of the run's newest checkpoint, fp32.
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended, with its final weights."""
 
-    On the first `rows` windows of `length` tokens of the validation text, each read as one document. Raises InputError
-    where the run has no record or no checkpoint left, uses files of its own, or has a shorter context.
+    record: RunRecord
+    config: RunConfig
+    task: Task
+    model: Model
+    """On the CPU, fp32, not compiled."""
+
+
+def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Trained:
+    """The run with the weights that it ended with.
+
+    key: the option that named it. Raises InputError where the run has no record, no checkpoint of its end or a damaged
+    one, or uses files of its own.
     """
     record = store.record(digest)
     if record is None or not record.watched:
-        raise InputError(f"run {digest} has no record of a Winnow run", key="--inputs", mend="give a finished run")
+        raise InputError(f"run {digest} has no record of a Winnow run", key=key, mend="give a finished run")
     if record.sources:
-        raise InputError(f"run {digest} uses files of its own: {', '.join(record.sources)}", key="--inputs")
-    snapshot = load_newest(store.path(digest) / "checkpoints", digest).snapshot
-    if snapshot is None:
-        raise InputError(
-            f"run {digest} has no checkpoint here, only its record", key="--inputs", mend="run its study again"
-        )
+        raise InputError(f"run {digest} uses files of its own: {', '.join(record.sources)}", key=key)
+    found = load_newest(store.path(digest) / "checkpoints", digest)
+    if found.skipped:
+        mend = f"restore it from a copy, or remove the run (winnow rm {digest}) and run it again"
+        raise InputError(f"run {digest} has a damaged checkpoint: {found.skipped[0]}", key=key, mend=mend)
+    if found.snapshot is None:
+        raise InputError(f"run {digest} has no checkpoint here, only its record", key=key, mend="run its study again")
+    if record.weights not in (None, weights_digest(found.snapshot.weights)):
+        what = f"its newest, of step {found.snapshot.step}, is an earlier one"
+        raise InputError(f"run {digest} has no checkpoint of its end here: {what}", key=key, mend="run its study again")
     config = RunConfig.model_validate(record.config)
-    if config.task.context < length:
-        raise InputError(
-            f"run {digest} was trained on {config.task.context} tokens at a time",
-            key="--inputs",
-            mend=f"ask for lengths up to {config.task.context}",
-        )
     task = build_task(config.task)[0]
     model = build_model(config, task, record.seed)
     with torch.no_grad():
         for name, tensor in tensors_of(model).items():
-            tensor.copy_(snapshot.weights[name])
-    found: list[Heads] = []
+            tensor.copy_(found.snapshot.weights[name])
+    return Trained(record, config, task, model)
 
-    for path, module in model.named_modules():
+
+def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -> list[Heads]:
+    """q, k, v of every attention layer at the run's final weights, fp32.
+
+    On the first `rows` windows of `length` tokens of the validation text, each read as one document. Raises InputError
+    as `read_trained`, or where the run has a shorter context.
+    """
+    trained = read_trained(store, digest, key="--inputs")
+    context = trained.config.task.context
+    if context < length:
+        raise InputError(
+            f"run {digest} was trained on {context} tokens at a time",
+            key="--inputs",
+            mend=f"ask for lengths up to {context}",
+        )
+    found: list[Heads] = []
+    for path, module in trained.model.named_modules():
         if isinstance(module, Attention):
             module.register_forward_pre_hook(partial(_look, path, found))
-    batch = next(task.validation(rows * config.task.context).batches(rows))
+    batch = next(trained.task.validation(rows * context).batches(rows))
     with torch.no_grad():
-        model(batch.tokens[:, :length])
+        trained.model(batch.tokens[:, :length])
     return found
 
 

@@ -1,6 +1,6 @@
 """Attention mechanisms. Importing a mechanism's file registers its `kind`."""
 
-from winnow.attention.base import Attention, AttentionConfig, Definition, Mixed, MixerState, Shape, mixer_state
+from winnow.attention.base import Attention, AttentionConfig, Definition, Inside, Mixed, MixerState, Shape, mixer_state
 from winnow.attention.selective import SelectiveConfig
 from winnow.attention.softmax import SoftmaxConfig
 
@@ -8,6 +8,7 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "Definition",
+    "Inside",
     "Mixed",
     "MixerState",
     "SelectiveConfig",

@@ -116,6 +116,24 @@ class Definition(NamedTuple):
     """Largest part of a result that rounding in fp32 explains."""
 
 
+class Inside(NamedTuple):
+    """How heads come to weigh keys: weights = softmax over the visible keys of scores - masks[spread].
+
+    In nats, by query and key; of meaning on visible pairs alone.
+    """
+
+    scores: Float[Tensor, "B H T T"]
+    """Before anything is subtracted."""
+    masks: Float[Tensor, "B M T T"] | None = None
+    """F: what each query feels of earlier votes; None: nothing is subtracted."""
+    votes: Float[Tensor, "B M T T"] | None = None
+    """S: what each query casts against each key; later queries feel it."""
+    protection: Float[Tensor, "B M T T"] | None = None
+    """p: how much each query protects each key from later votes; None: nothing protects, F is the sum of votes."""
+    spread: tuple[int, ...] = ()
+    """The mask that each head reads."""
+
+
 class AttentionConfig(Variant):
     """The family of mechanisms. A member is a frozen config with `kind` and `build`."""
 
@@ -213,6 +231,15 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B M T T"] | None:
         """What `mix` subtracts from scores, nats, by mask, query and key; None: it subtracts nothing. For the health
         watch, which compares it with `definition`."""
+        return None
+
+    def inside(
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B T K D"],
+        state: MixerState,
+    ) -> Inside | None:
+        """What people look at: scores and masks apart, with their causes; None: the mechanism does not say."""
         return None
 
     def definition(

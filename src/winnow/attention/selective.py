@@ -30,6 +30,7 @@ from winnow.attention.base import (
     Attention,
     AttentionConfig,
     Definition,
+    Inside,
     MixerState,
     Shape,
     visible_pairs,
@@ -52,7 +53,7 @@ from winnow.attention.selective_presets import expand
 from winnow.attention.selectors import HeadScores, ScoresConfig, Selector, products
 from winnow.attention.softmax import kv_bytes, softmax_attention, softmax_flops_per_token
 from winnow.errors import InputError
-from winnow.kernels.reference import attend, forgotten
+from winnow.kernels.reference import attend, forgotten, pairs, protections, votes
 from winnow.kernels.rule import Rule, grouped
 from winnow.kernels.selective import selection_usage, selective_attention
 from winnow.parameters import declare, head_slices, spec
@@ -326,6 +327,20 @@ class SelectiveAttention(Attention):
             return None
         raw, protectors = self._explicit(q, k, state)[1:] if self.residual_scores else self._raw(q, k, None)
         return forgotten(raw, protectors, self.rule, state.starts)
+
+    def inside(self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], state: MixerState) -> Inside:
+        if not self.selection:
+            return Inside(products(q, k))
+        scores, raw, protectors = self._explicit(q, k, state)
+        seen = pairs(range(q.shape[1]), self.rule, state.starts, q.device)
+        protected = self.rule.protection != "none"
+        return Inside(
+            scores,
+            forgotten(raw, protectors, self.rule, state.starts),
+            votes(raw, seen.votable, self.rule),
+            protections(raw, protectors, seen.visible, self.rule) if protected else None,
+            self.rule.spread,
+        )
 
     def oracle(
         self, q: Float[Tensor, "T HS D"], k: Float[Tensor, "T KS D"], v: Float[Tensor, "T K D"]

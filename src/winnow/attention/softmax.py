@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from winnow.attention.base import BYTES_PER_STATE_ELEMENT, Attention, AttentionConfig, MixerState, Shape
+from winnow.attention.base import BYTES_PER_STATE_ELEMENT, Attention, AttentionConfig, Inside, MixerState, Shape
+from winnow.attention.selectors import products
 
 
 @final
@@ -55,6 +56,9 @@ class SoftmaxAttention(Attention):
         state: MixerState,
     ) -> tuple[Float[Tensor, "B T H D"], Mapping[str, Tensor]]:
         return softmax_attention(q, k, v, state), {}
+
+    def inside(self, q: Float[Tensor, "B T H D"], k: Float[Tensor, "B T K D"], state: MixerState) -> Inside:
+        return Inside(products(q, k))
 
     def oracle(
         self, q: Float[Tensor, "T H D"], k: Float[Tensor, "T K D"], v: Float[Tensor, "T K D"]

@@ -21,6 +21,7 @@ from winnow.cli import (
     graft,
     importing,
     lint,
+    masks,
     numerics,
     output,
     reporting,
@@ -46,6 +47,7 @@ verdicts.register(app)
 runs.register(app)
 reporting.register(app)
 upkeep.register(app)
+masks.register(app)
 numerics.register(app)
 export.register(app)
 graft.register(app)

@@ -217,6 +217,10 @@ def open_recorded(
 
     Raises InputError where `--set` makes an unknown study.
     """
+    """The studies of a file, the store of their runs, and which studies replace which.
+
+    Raises InputError where `--set` makes an unknown study.
+    """
     from winnow.notebook.execute import open_source
     from winnow.study.plan import load_plan
     from winnow.study.succession import Successions
