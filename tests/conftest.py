@@ -47,12 +47,3 @@ def shared_sources() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no source notebooks in {folder}")
     return folder
-
-
-@pytest.fixture
-def shared_sources() -> Path:
-    """The folder of public notebooks beside a checkout; skips where there is none."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "sources"
-    if not folder.is_dir():
-        pytest.skip(f"no public notebooks in {folder}")
-    return folder
