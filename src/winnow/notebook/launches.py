@@ -283,11 +283,12 @@ def _prompted(lines: Sequence[str]) -> list[str]:
 
 
 def _launcher(command: Command) -> tuple[str, int] | None:
-    """The launcher and where in the words it stands."""
+    """The launcher, and where in the words its own name ends."""
     for index, word in enumerate(command.words):
         name = word.text.rpartition("/")[2]
         if name in _LAUNCHERS:
-            return name, index
+            more = command.words[index + 1].text if index + 1 < len(command.words) else ""
+            return name, index + (name == "accelerate" and more == "launch")
         if _PYTHON.fullmatch(name):
             program = _program(command.words, index + 1)
             if program is None:
