@@ -145,6 +145,13 @@ def test_a_reading_under_which_a_command_is_none_refuses_it():
     assert scores == {"kind": "linear_combination", "init": "random", "bias": True}
 
 
+def test_a_number_may_mean_something_under_one_reading_alone():
+    text = run("one", "--selection_head_linear_combo true", "--selection_head_linear_combo_scale 0.0")
+    assert read(text, semantics=["selection_head_linear_combo_scale=learning-rate"]).refused == ()
+    (found,) = refusals(read(text, semantics=["selection_head_linear_combo_scale=forward"]))
+    assert "read as 'forward', it takes more than 0, not 0" in found.message
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

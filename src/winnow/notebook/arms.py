@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from winnow.errors import InputError, nearest
 from winnow.notebook.launches import SYSTEM, Launch, Option
-from winnow.notebook.program import Interface, OptionSchema, Program, Role
+from winnow.notebook.program import Interface, OptionSchema, Program, Role, too_small
 from winnow.study.overlay import merge
 
 Reason = Literal[
@@ -187,6 +187,10 @@ class _Command:
                 return "meaning", f"its meaning has changed ({both}); choose with {ways}"
             if readings[chosen].refused is not None:
                 return "value", f"read as {chosen!r}, {readings[chosen].refused}"
+            plain = None if option.value is None else schema.plain(option.value)
+            small = too_small(plain, readings[chosen].above) if isinstance(plain, int | float) else None
+            if small is not None:
+                return "value", f"read as {chosen!r}, it {small}"
         for other, values in schema.only_with.items():
             has = self._value(other)
             if has is None or (values and has not in values):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from winnow.config import canonical_json, digest
+from winnow.config import digest
 from winnow.notebook.arms import Refusal, Settled, Start
 from winnow.notebook.launches import Launch
 from winnow.notebook.scale import Scale
@@ -38,10 +38,17 @@ class ImportedArm:
     """The run or the file that it starts from. None: fresh values."""
     start_step: int | None
     resume: bool
+    identity: str = field(init=False)
+    """Equal for arms whose runs differ at most in their seed."""
     runs: list[ImportedRun] = field(default_factory=list["ImportedRun"])
     keep: set[int] = field(default_factory=set[int])
     """Steps from whose checkpoints other runs start."""
     name: str = ""
+
+    def __post_init__(self) -> None:
+        start = self.start
+        origin = [start.arm.identity, start.seed] if isinstance(start, ImportedRun) else start
+        self.identity = digest([self.table, origin, self.start_step, self.resume])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -92,7 +99,7 @@ class ImportedRun:
     @property
     def digest(self) -> str:
         """Of every setting as written, and the seed: equal digests, the same run (but for files)."""
-        return digest([_identity(self.arm), self.study.evaluation, self.seed])[:16]
+        return digest([self.arm.identity, self.study.evaluation, self.seed])[:16]
 
 
 @dataclass
@@ -138,7 +145,7 @@ class Gathering:
         if isinstance(arm, Refusal):
             return arm
         study = self._study(settled, arm)
-        same = next((known for known in study.arms if _identity(known) == _identity(arm)), None)
+        same = next((known for known in study.arms if known.identity == arm.identity), None)
         if same is None:
             study.arms.append(arm)
         else:
@@ -171,9 +178,9 @@ class Gathering:
 
     def equal(self) -> Iterator[list[ImportedRun]]:
         """Runs that are one run: the same settings and seed, whatever their names and what is looked at."""
-        classes: dict[str, list[ImportedRun]] = {}
+        classes: dict[tuple[str, int], list[ImportedRun]] = {}
         for run in self.runs:
-            classes.setdefault(canonical_json([_identity(run.arm), run.seed]), []).append(run)
+            classes.setdefault((run.arm.identity, run.seed), []).append(run)
         return (found for found in classes.values() if len(found) > 1)
 
     def _arm(self, settled: Settled) -> ImportedArm | Refusal:
@@ -286,13 +293,6 @@ def _above(start: ImportedRun | str | None, study: ImportedStudy, studies: Seque
     if not isinstance(start, ImportedRun):
         return True
     return studies.index(start.study) < studies.index(study)
-
-
-def _identity(arm: ImportedArm) -> str:
-    """Equal for arms whose runs differ at most in their seed."""
-    start = arm.start
-    from_what = [start.digest] if isinstance(start, ImportedRun) else start
-    return canonical_json([arm.table, from_what, arm.start_step, arm.resume])
 
 
 def _slug(text: str) -> str:

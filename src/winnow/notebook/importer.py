@@ -85,6 +85,7 @@ class Imported:
             "file": str(self.page.path),
             "sha256": hashlib.sha256(self.page.data).hexdigest(),
             "preset": self.scale.name,
+            "source": self.task["source"],
             "commands": commands,
             "studies": {
                 study.id: {"seeds": list(study.seeds), "arms": {arm.name: list(arm.seeds) for arm in study.arms}}

@@ -9,6 +9,7 @@ Facts about a program stand in a TOML file, one per program, under `programs/`; 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -48,6 +49,8 @@ class Reading(Config):
     """How the option must be written for the question to arise. None: either way."""
     note: str | None = None
     """What a reader of results should know of commands under this reading."""
+    above: float | None = None
+    """Numbers must be greater under this reading. None: as the option says."""
 
 
 class Earlier(Config):
@@ -74,6 +77,10 @@ class OptionSchema(Config):
     """Of the value. A flag in the environment is a boolean."""
     values: dict[str, Value] = Field(default_factory=dict)
     """Permitted values; none: any of the type."""
+    least: float | None = None
+    """The smallest number that means something. None: there is none."""
+    above: float | None = None
+    """Numbers must be greater. None: they need not be."""
     never: dict[str, str] = Field(default_factory=dict)
     """Values that look right and never were, each with the reason."""
     default: str | int | float | bool | None = None
@@ -115,8 +122,15 @@ class OptionSchema(Config):
             return f"{value!r} {self.never[value]}"
         if self.values and value.lower() not in self.values:
             return f"{value!r} is not a value; {nearest(value, self.values)}"
-        if not self.values and self.plain(value) is None:
+        plain = self.plain(value)
+        if not self.values and plain is None:
             return f"takes {self._kind()}, not {value!r}"
+        if isinstance(plain, int | float):
+            if not math.isfinite(plain):
+                return f"takes a finite number, not {value!r}"
+            if self.least is not None and plain < self.least:
+                return f"takes {self.least:g} or more, not {value}"
+            return too_small(plain, self.above)
         return None
 
     def plain(self, value: str) -> str | int | float | bool | None:
@@ -154,6 +168,11 @@ class OptionSchema(Config):
         if self.values:
             return f"one of {', '.join(sorted(self.values))}"
         return {"integer": "a whole number", "number": "a number", "boolean": "true or false"}.get(self.type, "a value")
+
+
+def too_small(number: float, above: float | None) -> str | None:
+    """What is wrong with a number that must be greater than another; None: nothing."""
+    return f"takes more than {above:g}, not {number:g}" if above is not None and number <= above else None
 
 
 class VariableSchema(Config):

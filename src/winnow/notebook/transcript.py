@@ -35,7 +35,8 @@ def transcript(imported: Imported) -> str:
     front = 0
     if page.front_matter:
         front = len(page.front_matter) + 2
-    return "\n".join([*lines[:front], *_opening(imported), *lines[front:], *_closing(imported)]) + "\n"
+    text = "\n".join([*lines[:front], *_opening(imported), *lines[front:], *_closing(imported)])
+    return text.rstrip("\n") + "\n"
 
 
 def _apart(lines: Iterable[str]) -> list[str]:
