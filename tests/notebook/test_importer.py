@@ -12,9 +12,12 @@ from winnow.errors import InputError
 from winnow.notebook.arms import Choices
 from winnow.notebook.document import Document
 from winnow.notebook.importer import Imported, import_page, reasons
+from winnow.notebook.launches import launches
+from winnow.notebook.lint import lint_bytes
 from winnow.notebook.pages import Page
 from winnow.notebook.program import known_programs
 from winnow.notebook.scale import AS_PUBLISHED
+from winnow.notebook.statements import statements
 from winnow.notebook.transcript import summary, transcript
 from winnow.study.spec import parse_study
 
@@ -125,6 +128,28 @@ def test_the_first_public_notebook_reads_as_a_notebook(shared_sources: Path):
     assert "token=GHSA" not in text
     for heading in [section.heading for section in found.page.sections if section.heading]:
         assert f"\n{'#' * heading.level} {heading.text}\n" in text
+
+
+def test_lint_finds_no_error_that_the_prose_did_not_have(shared_sources: Path):
+    found = first(shared_sources)
+    before = errors(found.page.data)
+    assert {rule for rule in errors(transcript(found).encode()) if rule not in before} == set()
+    assert errors(transcript(found).encode()) == ["compared-with-itself"], "a sentence of the source's"
+
+
+def errors(data: bytes) -> list[str]:
+    return [item.rule for item in lint_bytes(data, Path("lab.md")) if item.severity == "error"]
+
+
+def test_what_is_answered_is_still_answered_where_it_is_linted(shared_sources: Path):
+    found = first(shared_sources)
+    page = Page.parse(transcript(found).encode(), Path("lab.md"))
+    again = statements(page, launches(page)).hypotheses
+    assert [item.text for item in again] == [item.text for item in found.hypotheses]
+    kept = [item.result is not None or item.verdict is not None for item in again]
+    assert (
+        kept.count(False) <= [found.answer(item) for item in found.hypotheses].count("none") + 1
+    )  # one was found by its options
 
 
 def test_the_second_public_notebook_is_counted(shared_sources: Path):

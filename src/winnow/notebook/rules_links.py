@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from winnow.notebook.pages import Prose
 from winnow.notebook.rules import Found, Reading, rule
+from winnow.records.provenance import REDACTED
 
 _LINK = re.compile(r"(?P<image>!)?\[(?P<text>[^\[\]]*)\]\(\s*<?(?P<target>[^\s)>]+)>?(?:\s+[\"'(][^)]*)?\)")
 _SECRET_KEYS = re.compile(
@@ -49,7 +50,7 @@ def _in_addresses(text: str) -> Iterator[str]:
         if ":" in address.netloc.rpartition("@")[0]:
             yield "a password in an address"
         for key, value in parse_qsl(address.query):
-            if _SECRET_KEYS.fullmatch(key) and len(value) >= 8:
+            if _SECRET_KEYS.fullmatch(key) and len(value) >= 8 and not REDACTED.startswith(value):
                 yield f"the parameter {key!r} of an address"
 
 

@@ -27,6 +27,8 @@ _PREDICTION = re.compile(
     re.IGNORECASE,
 )
 LINK = re.compile(r"!?\[[^\]]*\]\([^)]*\)|https?://\S+")
+_MARK = re.compile(r"""\s*<(?:a id="[^"]*"></a>|sub>[^<]*</sub>)""")
+"""An anchor, or small print: what `winnow import` puts behind a line is not what its author said."""
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _STOP = (
     "a", "an", "and", "as", "at", "be", "by", "for", "i", "in", "is", "it", "its", "of", "on", "or", "s", "so", "that",
@@ -100,7 +102,8 @@ def statements(page: Page, launches: Sequence[Launch]) -> Statements:
     for number, section in enumerate(page.sections):
         found, own = _section(section, number, by_fence)
         entries = list(_entries(section))
-        hypotheses += [_judged(item, entries, section, launches) for item in found]
+        said = (replace(item, text=_MARK.sub("", item.text)) for item in found)
+        hypotheses += [_judged(item, entries, section, launches) for item in said]
         results += [(number, result) for result in own]
         taken = [(item.line, item.line + item.text.count("\n")) for item in found]
         taken += [(result.line, result.last_line) for result in own]
@@ -268,7 +271,7 @@ def _judged(item: Hypothesis, entries: Sequence[_Entry], section: Section, launc
 
 def words_of(text: str) -> tuple[str, ...]:
     """The words and numbers of a text that say something, each once, in small letters."""
-    return tuple(dict.fromkeys(word for word in _WORD.findall(text.casefold()) if word not in _STOP))
+    return tuple(dict.fromkeys(word for word in _WORD.findall(_MARK.sub("", text).casefold()) if word not in _STOP))
 
 
 def alike(words: Iterable[str], wanted: str) -> bool:
