@@ -83,6 +83,7 @@ print(loaded, file=sys.stderr)
         ["compare", file],
         ["why", file, "h1"],
         ["table", file],
+        ["lint", file],
         ["status", "--store", str(store.root)],
         ["report", file],  # the last one: it may draw
     ]

@@ -117,8 +117,13 @@ class Reading:
 
     @cached_property
     def statements(self) -> Statements:
-        """Hypotheses, results and predictions."""
-        return statements(self.page, self.launches)
+        """Hypotheses, results and predictions of the author's: not what Winnow wrote."""
+        found = statements(self.page, self.launches)
+        return Statements(
+            tuple(item for item in found.hypotheses if not self.is_winnows(item.line)),
+            tuple(item for item in found.predictions if not self.is_winnows(item.line)),
+            tuple((section, item) for section, item in found.results if not self.is_winnows(item.line)),
+        )
 
     @cached_property
     def document(self) -> Document | InputError | None:

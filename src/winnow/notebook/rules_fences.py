@@ -47,7 +47,7 @@ def fence_first_line(reading: Reading) -> Iterator[Found]:
 
 
 def _is_content(fence: Fence) -> bool:
-    info = fence.info
+    info = re.sub(r"^\{[^}]*\}\s*", "", fence.info)  # {.python .numberLines}
     if not info:
         return False
     first, *rest = info.split()
