@@ -41,7 +41,7 @@ from winnow.study.resolve import resolve
 SEEDS = 5
 ROWS = 120
 """Updates of each run: one row of metrics each."""
-REPEATS = 5
+REPEATS = 3
 
 CELL = """\
 ## Question {number}

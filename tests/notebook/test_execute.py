@@ -61,7 +61,6 @@ def test_edits_of_the_author_during_the_run_win(tmp_path: Path):
 
 def test_a_save_between_reading_and_writing_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = notebook(tmp_path, "one")
-    source = open_source(path)
     saves = iter([b"\nfirst save\n", b"\nsecond save\n"])
 
     class Slow(Document):
@@ -72,7 +71,7 @@ def test_a_save_between_reading_and_writing_is_not_lost(tmp_path: Path, monkeypa
             return new
 
     monkeypatch.setattr(execute, "Document", Slow)
-    write_results(source, {"one": Results("R")}, tmp_path / "locks")
+    write_results(open_source(path), {"one": Results("R")}, tmp_path / "locks")
     assert path.read_bytes().endswith(b"\nfirst save\n\nsecond save\n")
     assert render_block("one", "R").encode() in path.read_bytes()
 

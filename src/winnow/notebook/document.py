@@ -110,6 +110,8 @@ class Document:
         """Title, date and tags."""
         self.blocks, fences = self._parse()
         self.cells = self._cells(fences)
+        self._cell_of = {cell.study: cell for cell in self.cells}
+        self._block_of = {block.study: block for block in self.blocks}
 
     @classmethod
     def read(cls, path: Path) -> Document:
@@ -123,11 +125,11 @@ class Document:
 
     def cell(self, study: str) -> Cell | None:
         """The cell that declares `study`."""
-        return next((cell for cell in self.cells if cell.study == study), None)
+        return self._cell_of.get(study)
 
     def block(self, study: str) -> Block | None:
         """The results of `study`, where they have been written."""
-        return next((block for block in self.blocks if block.study == study), None)
+        return self._block_of.get(study)
 
     def with_results(self, results: Mapping[str, str]) -> bytes:
         """The notebook's bytes with the results (Markdown) of some studies put in or replaced.

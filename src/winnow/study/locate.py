@@ -11,7 +11,8 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +27,13 @@ class KeyLines:
     """The line of every key of one TOML text, counted in the file that holds the text."""
 
     file: str | None = None
-    lines: dict[KeyPath, int] = field(default_factory=dict[KeyPath, int])
+    text: str = ""
     first_line: int = 1
+
+    @cached_property
+    def lines(self) -> dict[KeyPath, int]:
+        """By path; looked for when the first one is asked for, since most texts are right."""
+        return _Scanner(self.text.replace("\r\n", "\n"), self.first_line).scan()
 
     def depth(self, path: Sequence[str]) -> int:
         """How many leading parts of `path` are written in the text."""
@@ -77,7 +83,7 @@ def load_toml(text: str, file: str | Path | None = None, first_line: int = 1) ->
             line=first_line + line - 1,
             mend="see toml.io for the syntax",
         ) from None
-    return data, KeyLines(name, _Scanner(text.replace("\r\n", "\n"), first_line).scan(), first_line)
+    return data, KeyLines(name, text, first_line)
 
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")

@@ -312,12 +312,11 @@ def _identical(a: RunRecord, b: RunRecord) -> bool:
 
 def unread_by_arm(arm: RunRecord, control: RunRecord) -> tuple[Finding, ...]:
     """The arm's unread options in which it differs from the control: then the arm is not what was written."""
+    unread = [finding for finding in arm.findings if finding.rule == "unread-option"]
+    if not unread:
+        return ()
     changed = differing_settings(arm.config, control.config)
-    return tuple(
-        finding.model_copy(update={"severity": "invalid"})
-        for finding in arm.findings
-        if finding.rule == "unread-option" and finding.where in changed
-    )
+    return tuple(finding.model_copy(update={"severity": "invalid"}) for finding in unread if finding.where in changed)
 
 
 STARTS = re.compile(r"(^|\.)(init|n_layers|scale|std)$")
@@ -342,6 +341,8 @@ def initial_spread(arm: RunRecord, control: RunRecord) -> tuple[Finding, ...]:
 
     They may have been drawn apart (a tensor of other heads): what chance explains is no difference.
     """
+    if not arm.initial.keys() & control.initial.keys():
+        return ()
     changed = differing_settings(arm.config, control.config)
     if any(OTHER_STARTS.match(key) or (STARTS.search(key) and "-" not in both) for key, both in changed.items()):
         return ()
