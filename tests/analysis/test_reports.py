@@ -18,7 +18,7 @@ from winnow.errors import InputError
 from winnow.records.provenance import known_commits
 from winnow.records.run import Finding
 from winnow.study.compare import compare
-from winnow.study.plan import PlannedParent
+from winnow.study.plan import PlannedArm, PlannedParent, save_plan
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -118,15 +118,22 @@ def test_ranks_are_part_of_how(tmp_path: Path):
 
 
 def test_parents_are_made_first(tmp_path: Path):
-    _, store = made_up(tmp_path)
+    oldest, store = made_up(tmp_path, TEXT.replace("made-up", "oldest"))
+    middle, _ = made_up(tmp_path)
     child, _ = made_up(tmp_path, TEXT.replace("made-up", "child"))
-    parent = PlannedParent(study="made-up", arm="good", seed=7, step=5, identity={}, data="")
-    plan = compare(child, store).plan
-    arm = plan.arms["good"].replace({"parent": parent})
+
+    def from_run_of(study: str, arm: PlannedArm, seed: int | None) -> PlannedArm:
+        return arm.replace({"parent": PlannedParent(study=study, arm="good", seed=seed, step=5, identity={}, data="")})
+
+    plan = compare(middle, store).plan
+    good = from_run_of(oldest.id, plan.arms["good"], None)
+    save_plan(store, middle, plan.replace({"arms": {**plan.arms, "good": good}}))
+    arm = from_run_of(middle.id, compare(child, store).plan.arms["good"], 7)
     record = run(child, store, "good", 1)
     said = command(child, record, 1, arm, store).split(" && ")
     assert said == [
-        "winnow run FILE --only made-up --seeds 7 --store again".replace("FILE", "made-up.toml"),
+        "winnow run made-up.toml --only oldest --seeds 7 --store again",
+        "winnow run made-up.toml --only made-up --seeds 7 --store again",
         "winnow run made-up.toml --only child --seeds 1 --store again",
     ]
 
