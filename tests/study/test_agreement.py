@@ -172,3 +172,6 @@ def test_higher_may_be_better(tmp_path: Path):
     assert only(one, other).kind == "contradiction"
     third = study(tmp_path / "c", 0.03, "control worse-than wide on val/ce by 0.01", more=more)
     assert only(one, third).kind == "agreement"
+    fourth = study(tmp_path / "d", 0.03, "wide equal-to control on val/ce within 0.005", more=more)
+    assert fourth[1].verdicts[0].status == "refuted"
+    assert only(one, fourth).kind == "agreement", "more than 0.01, and not within 0.005"

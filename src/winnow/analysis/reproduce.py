@@ -1,8 +1,8 @@
 """The command that makes a recorded run again, and how to tell that it did.
 
 A run is made again into an empty store: in the store that has it, `winnow run` would find it and train nothing. The
-parents that it starts from come first. The new run has the same digest, and on the same packages and hardware class the
-same SHA-256 of its weights.
+parents that it starts from come first. The new run has the same digest, and with the same code, packages and hardware
+class the same SHA-256 of its weights.
 """
 
 from __future__ import annotations
