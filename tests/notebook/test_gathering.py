@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.notebook.commanded import only, read, refusals, run
+from tests.notebook.commanded import block, only, read, refusals, run
 
 from winnow.notebook.scale import MINI
 
@@ -118,6 +118,7 @@ def test_a_switch_of_attention_follows_the_new_head():
         ((start("refused"),), "which is not imported"),
         ((start("first"), "--resume_optimizer", "--random_seed 2"), "goes on from seed 1337 with seed 2"),
         ((start("first"), "--resume_optimizer", "--max_steps 2000"), "ends where its parent did"),
+        ((start("first"), "--resume_optimizer", "--max_steps 5000", "--add_a_head"), "does not fit another model"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_with_its_line(options: tuple[str, ...], said: str):
@@ -126,6 +127,31 @@ def test_a_start_that_cannot_be_is_refused_with_its_line(options: tuple[str, ...
     assert found.reason == "start"
     assert said in found.message
     assert found.line == 20
+
+
+def test_sizes_that_are_written_must_be_those_of_the_weights():
+    parent = run("first", "--n_heads 12", "--add_a_head", group="a")
+    assert read(parent, run("child", start("first"), "--n_heads 13", group="b")).refused == ()
+    (found,) = refusals(read(parent, run("child", start("first"), "--n_heads 12", group="b")))
+    assert found.option == "n_heads"
+    assert "has n_heads 13" in found.message
+    grown = read(
+        parent, run("child", start("first"), "--add_a_head", group="b"), run("last", start("child"), group="c")
+    )
+    assert [each.arm.published["n_heads"] for each in grown.runs] == [13, 14, 14]
+
+
+def test_the_older_interface_takes_the_optimizer_along_unless_told_otherwise():
+    first = block("ATTENTION_KIND=self LOG_DIR=first torchrun -m context_compression.train")
+    again = "RESUME_CHECKPOINT=first/model_07500.pt {} ATTENTION_KIND=self LOG_DIR=again torchrun -m {}"
+    for setting, mode, notes in (
+        ("", "resume", 1),
+        ("RESUME_OPTIMIZER=true", "resume", 0),
+        ("RESUME_OPTIMIZER=false", "restart", 0),
+    ):
+        second = read(first, block(again.format(setting, "context_compression.train"))).runs[1]
+        assert second.arm.resume == (mode == "resume"), setting
+        assert len(second.notes) == notes, setting
 
 
 def test_a_resumed_run_counts_its_parent_s_steps():

@@ -58,6 +58,8 @@ class Settled:
     heads: Mapping[str, Any] | None
     """The graft that adds heads. None: no head is added."""
     start: Start | None
+    sizes: Mapping[str, Option]
+    """Settings of the model that the command itself gives, with the option: weights that are loaded must agree."""
     inside: bool
     """Whether the command measures the inside of the mechanism."""
     notes: tuple[str, ...]
@@ -122,6 +124,7 @@ class _Command:
         self.refusals: list[Refusal] = []
         self.notes: list[str] = []
         self.inside = False
+        self.sizes: dict[str, Option] = {}
         self.given: dict[str, Option] = {}
         self.off: set[str] = set()
         """Flags that the environment says are false."""
@@ -163,14 +166,14 @@ class _Command:
         for option in self.unknown:
             close = difflib.get_close_matches(option.name, self.program.options, n=1)
             hint = f"; did you mean --{close[0]}?" if close else ""
-            message = f"{_shown(option)} is no option of {self.program.name}{hint}"
+            message = f"{shown(option)} is no option of {self.program.name}{hint}"
             yield Refusal(option.line, "unknown", message, option.name)
         for name, option in self.given.items():
             schema = self.program.options[name]
             found = self._problem(name, option, schema)
             if found is not None:
                 reason, message = found
-                yield Refusal(option.line, reason, f"{_shown(option)}: {message}", name)
+                yield Refusal(option.line, reason, f"{shown(option)}: {message}", name)
 
     def _problem(self, name: str, option: Option, schema: OptionSchema) -> tuple[Reason, str] | None:
         wrong = schema.problem(option.value, "environment" if id(option) in self.variables else self.interface)
@@ -219,9 +222,11 @@ class _Command:
             touched: Mapping[str, Any] = sets.get("attention", {})
             if touched and "kind" not in touched and settings["attention"].get("kind") == "softmax":
                 if option is not None:
-                    message = f"{_shown(option)}: has no effect on softmax attention"
+                    message = f"{shown(option)}: has no effect on softmax attention"
                     self.refusals.append(Refusal(option.line, "effect", message, name))
                 continue
+            if option is not None:
+                self.sizes.update(dict.fromkeys(sets.get("model", {}), option))
             settings = merge(settings, sets)
         return settings, heads if self._role("add-head") is not None else None
 
@@ -236,7 +241,7 @@ class _Command:
             numbers = {str(tokens), str(rows), str(context)}
             named = [option for option in self.given.values() if option.value in numbers]
             line = named[0].line if named else self.launch.line
-            what = "".join(f"{_shown(option)}: " for option in named[:1])
+            what = "".join(f"{shown(option)}: " for option in named[:1])
             message = f"{what}{tokens} tokens of an update do not divide into passes of {rows} sequences of {context}"
             self.refusals.append(Refusal(line, "size", message, named[0].name if named else None))
 
@@ -296,7 +301,7 @@ class _Command:
             return (Refusal(launch.line, "name", f"the run has no name: --{wanted} is missing", wanted),)
         for option in launch.lost:
             self.notes.append(
-                f"{_shown(option)} (line {option.line}) never reached the program, because the line above does not end "
+                f"{shown(option)} (line {option.line}) never reached the program, because the line above does not end "
                 "in a backslash; it is imported as written, and what was reported there is of a run without it"
             )
         for variable in launch.environment:
@@ -318,6 +323,7 @@ class _Command:
             settings=settings,
             heads=heads,
             start=start,
+            sizes=self.sizes,
             inside=self.inside,
             notes=tuple(dict.fromkeys(self.notes)),
         )
@@ -354,7 +360,8 @@ class _Command:
         return None if name in self.off or default is None or default is False else str(default).lower()
 
 
-def _shown(option: Option) -> str:
+def shown(option: Option) -> str:
+    """The option as a flag, however it was given."""
     return f"--{option.name}" if option.value is None else f"--{option.name} {option.value}"
 
 

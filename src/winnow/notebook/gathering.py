@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.config import digest
-from winnow.notebook.arms import Refusal, Settled, Start
+from winnow.notebook.arms import Refusal, Settled, Start, shown
 from winnow.notebook.launches import Launch
 from winnow.notebook.scale import Scale
 
@@ -32,8 +32,8 @@ class ImportedArm:
     """`task`, `model`, `train`, `graft`; without where it starts."""
     attention: dict[str, Any]
     """Of the model that runs."""
-    model: dict[str, Any]
-    """The model that runs, grafts apart."""
+    published: dict[str, Any]
+    """The model that runs, attention apart, at the source's size and with the heads that were added."""
     start: ImportedRun | str | None
     """The run or the file that it starts from. None: fresh values."""
     start_step: int | None
@@ -151,6 +151,9 @@ class Gathering:
         else:
             arm = same
         run = ImportedRun(settled, study, arm, notes=list(settled.notes))
+        if isinstance(arm.start, str):
+            for option in settled.sizes.values():
+                run.notes.append(f"{shown(option)} (line {option.line}): the model is that of {arm.start}")
         run.repeats = next((known for known in arm.runs if known.seed == run.seed), None)
         if settled.inside:
             study.evaluation["inside"] = max(1, round(INSIDE_EVERY * self.scale.steps))
@@ -194,8 +197,11 @@ class Gathering:
                 return found
             parent, published = found
             step = None if published is None else self.scale.step(published)
+            problem = self._agrees(settled, parent)
+            if problem is not None:
+                return problem
             if isinstance(parent, ImportedRun):
-                settings = {**settings, "model": parent.settled.settings["model"]}
+                settings = {**settings, "model": parent.arm.published}
         table = self.scale.applied(settings)
         attention = table.pop("attention")
         table.pop("evaluation")
@@ -204,7 +210,6 @@ class Gathering:
             problem = self._step(settled, parent, step, table["train"])
             if problem is not None:
                 return problem
-            model = parent.arm.model
         grafts: list[dict[str, Any]] = [] if settled.heads is None else [dict(settled.heads)]
         if parent is None:
             table["model"] = {**model, "attention": attention} if attention else model
@@ -214,7 +219,23 @@ class Gathering:
                 grafts.append({"kind": "switch-attention", "attention": attention})
         if grafts:
             table["graft"] = grafts
-        return ImportedArm(table, attention, model, parent, step, start is not None and start.resume)
+        if grafts and start is not None and start.resume:
+            return Refusal(start.line, "start", f"{start.path}: its optimizer does not fit another model")
+        published = dict(settings["model"])
+        if settled.heads is not None and "n_heads" in published:
+            published["n_heads"] += 1
+        return ImportedArm(table, attention, published, parent, step, start is not None and start.resume)
+
+    def _agrees(self, settled: Settled, parent: ImportedRun | str) -> Refusal | None:
+        """Whether the sizes that a command gives are those of the weights that it loads."""
+        if not isinstance(parent, ImportedRun):
+            return None
+        for key, option in settled.sizes.items():
+            wanted, found = settled.settings["model"][key], parent.arm.published.get(key)
+            if found is not None and wanted != found:
+                message = f"{shown(option)}: the run of line {parent.line}, from which it starts, has {key} {found}"
+                return Refusal(option.line, "start", message, option.name)
+        return None
 
     def _parent(self, settled: Settled, start: Start) -> tuple[ImportedRun | str, int | None] | Refusal:
         """What a checkpoint's path names: a run of this notebook and a step, or a file."""
