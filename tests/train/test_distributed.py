@@ -296,6 +296,8 @@ class Broken(GPT):
         self.passes += self.training
         if self.passes == 4 and dist.is_initialized() and dist.get_rank() == 1:
             HOW
+        if self.passes == 4 and dist.is_initialized() and dist.get_rank() == 0:
+            FIRST
         return super().forward(tokens, documents)
 
 class BrokenConfig(GPTConfig):
@@ -306,9 +308,10 @@ class BrokenConfig(GPTConfig):
 '''
 
 
-def breaking(store: RunStore, text: Path, file: Path, how: str, **more: Any) -> dict[str, Any]:
+def breaking(store: RunStore, text: Path, file: Path, how: str, rank_0: str = "", **more: Any) -> dict[str, Any]:
+    """A request for a run that breaks on rank 1. rank_0: what rank 0 does then."""
     name = file.stem
-    file.write_text(BREAKS.replace("HOW", how).replace("NAME", name))
+    file.write_text(BREAKS.replace("HOW", how).replace("FIRST", rank_0 or "pass").replace("NAME", name))
     asked = json.loads(json.dumps(identity(make(text, train__checkpoint_every=1)).dump()))
     asked["config"]["model"]["kind"] = name
     load_sources([file])
@@ -347,6 +350,23 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(store: RunStore, text: P
 def test_a_rank_that_is_killed_ends_all_with_its_signal(store: RunStore, text: Path, tmp_path: Path) -> None:
     asked = breaking(store, text, tmp_path / "killed.py", "os.kill(os.getpid(), signal.SIGKILL)")
     fails_and_keeps(store, asked, "rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("rank_0", "rank_1"),
+    [
+        # Its connections close before it says why: rank 0 fails in a sum, and is the first to say so.
+        ("", "dist.destroy_process_group(); time.sleep(1); "),
+        # As the watchdog of NCCL ends a process that waits for another.
+        ("os.abort()", ""),
+    ],
+    ids=["lost", "aborted"],
+)
+def test_the_cause_is_the_rank_that_raised_whoever_falls_first(
+    store: RunStore, text: Path, tmp_path: Path, rank_0: str, rank_1: str
+) -> None:
+    asked = breaking(store, text, tmp_path / "first.py", rank_1 + 'raise RuntimeError("the belt came off")', rank_0)
+    fails_and_keeps(store, asked, "rank 1: RuntimeError: the belt came off")
 
 
 @pytest.mark.soak

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ENDED_BADLY: Final = 1
 """Exit status of a rank that has written down why."""
+LOST: Final = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""What a RuntimeError of a sum over ranks says when another rank does not take part; in backward it has no own type."""
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
         short = str(error) if refused else ": ".join([type(error).__name__, *said[:1]])
         sys.stderr.write(f"rank {told['rank']}: {text}")
         sys.stderr.flush()
-        _write_report(Path(told["report"]), told["rank"], short, text, refused=refused)
+        _write_report(Path(told["report"]), told["rank"], short, text, refused=refused, lost=_lost(error))
         # At once: connections to ranks that wait for this one close, and nobody waits for them in turn.
         os._exit(ENDED_BADLY)
     os._exit(0)
@@ -83,9 +85,18 @@ def _take_part(request: Request, told: dict[str, Any], reports: BinaryIO) -> Non
             group.end()
 
 
-def _write_report(path: Path, rank: int, error: str, traceback: str, *, refused: bool) -> None:
-    """Leave behind why a rank ends. The first of several reports is the cause."""
-    report = {"rank": rank, "error": error, "traceback": traceback, "refused": refused, "at": time.monotonic_ns()}
+def _lost(error: BaseException | None) -> bool:
+    """Whether a rank fails because it has lost another one, which will know better why."""
+    if error is None:
+        return False
+    of_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+    told = type(error) is RuntimeError and any(words in str(error) for words in LOST)
+    return of_torch or told or _lost(error.__cause__)
+
+
+def _write_report(path: Path, rank: int, error: str, traceback: str, **kind: bool) -> None:
+    """Leave behind why a rank ends; see `ranks._Ranks.failure` for which of several reports is the cause."""
+    report = {"rank": rank, "error": error, "traceback": traceback, "at": time.monotonic_ns(), **kind}
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(report))
     draft.replace(path)

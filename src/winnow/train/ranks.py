@@ -2,7 +2,7 @@
 
 A worker that is asked for such a run trains nothing itself. It starts one process per rank
 (`python -m winnow.train.rank`), hands on what rank 0 reports and the signals it gets, and when a rank fails it ends the
-others and says which was first and why. Ranks meet at a port of this machine's loopback that the system chooses.
+others and says which was the cause and why. Ranks meet at a port of this machine's loopback that the system chooses.
 
 Not `torchrun`: its agent answers SIGTERM by killing every rank in the middle of a step, and starts them all again
 after a failure without asking whose fault it was.
@@ -131,15 +131,23 @@ class _Ranks:
                     stream.close()
 
     def failure(self) -> Failure | None:
-        """What went wrong first: a signal that nobody here sent, else the earliest error."""
+        """What went wrong first. In this order, since a rank that fails takes the others with it:
+
+        a signal that nobody here sent; the earliest error of a rank's own; SIGABRT, by which communication ends a rank
+        that waits for another; the earliest error of a rank that has lost another; an exit status.
+        """
         killed = {rank: -code for rank, code in self._codes.items() if code < 0}
-        for rank, number in killed.items():
-            return self._because(f"rank {rank} was killed by {signal.Signals(number).name}", "")
         reports = [json.loads(path.read_bytes()) for path in self._folder.glob("rank-*.json")]
-        for report in sorted(reports, key=lambda report: report["at"]):
-            if report["refused"]:
-                return Failure(report["error"], report["error"], True)
-            return self._because(f"rank {report['rank']}: {report['error']}", report["traceback"])
+        reports.sort(key=lambda report: report["at"])
+        for aborted in (False, True):
+            for rank, number in killed.items():
+                if (number == signal.SIGABRT) == aborted:
+                    return self._because(f"rank {rank} was killed by {signal.Signals(number).name}", "")
+            for report in reports:
+                if report["lost"] == aborted:
+                    if report["refused"]:
+                        return Failure(report["error"], report["error"], True)
+                    return self._because(f"rank {report['rank']}: {report['error']}", report["traceback"])
         for rank, code in self._codes.items():
             if code:
                 return self._because(f"rank {rank} ended with status {code}", "")
