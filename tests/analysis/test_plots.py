@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.analysis.plots import Contrast, Curve, band, curves_png, differences_png, paired, spread, tokens_text
+from winnow.analysis.plots import (
+    Contrast,
+    Curve,
+    band,
+    curves_png,
+    differences_png,
+    drawn_range,
+    paired,
+    spread,
+    tokens_text,
+)
 
 
 def curve(arm: str, shift: float, seeds: int = 3) -> Curve:
@@ -73,6 +83,30 @@ def test_band_is_the_mean_and_sample_sd_over_finite_seeds():
     assert found[0.0] == pytest.approx((2.5, statistics.stdev([1.0, 4.0, 2.5])))
     assert found[10.0] == (2.0, 0.0)
     assert list(found) == [0.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "expected"),
+    [
+        ({"control": 0, "a": 800}, {"control": 1600, "a": 1600}, (0, 1600)),
+        # What an arm did before the control began has nothing beside it.
+        ({"control": 800, "a": 0}, {"control": 1600, "a": 1600}, (800, 1600)),
+        # But no arm is left out.
+        ({"control": 800, "a": 100, "b": 0}, {"control": 1600, "a": 700, "b": 1600}, (0, 1600)),
+        ({"a": 800}, {"a": 1600}, (0, 1600)),
+        ({"control": 5}, {"control": 5}, (0, 5)),
+        ({}, {}, (0, 1)),
+    ],
+)
+def test_panels_begin_with_the_control(begins: dict[str, int], ends: dict[str, int], expected: tuple[float, float]):
+    bands = {arm: {first: (1.0, 0.0), ends[arm]: (1.0, 0.0)} for arm, first in begins.items()}
+    assert drawn_range({**bands, "without": {}}, "control") == expected
+
+
+def test_many_arms_make_a_higher_picture():
+    few, many = ([curve(f"arm-{i}", 0.1 * i) for i in range(n)] for n in (15, 30))
+    heights = [size(curves_png(curves, "arm-0", "val/ce", "", "?"))[1] for curves in (few, many)]
+    assert heights == [688, 1142]
 
 
 def test_paired_differences_use_shared_seeds_and_tokens_only():

@@ -40,6 +40,27 @@ def test_a_clean_study_yields_verdicts_and_no_finding(tmp_path: Path):
     assert found.stale == ()
 
 
+@pytest.mark.parametrize(
+    ("control", "good", "said"),
+    [
+        ((640, 640), (640, 640), "640 tokens (1280 with their parents')"),
+        ((1280, None), (640, 640), "640 to 1280 tokens (1280 with their parents')"),
+        ((640, None), (640, 640), "640 tokens (unequal with their parents': 640 to 1280)"),
+    ],
+)
+def test_a_budget_counts_what_parents_have_seen(
+    tmp_path: Path, control: tuple[int, int | None], good: tuple[int, int | None], said: str
+):
+    study, store = made_up(tmp_path)
+    for arm, (own, before) in {"control": control, "good": good}.items():
+        facts = {"parameters": 1000, "tokens": own, "lr": 0.004, "val_digest": "v"}
+        for seed in range(3):
+            run(study, store, arm, seed, facts=facts if before is None else {**facts, "tokens_before": before})
+    verdict = compare(study, store).verdicts[0]
+    assert verdict.budget == f"at 1000 parameters, {said}, lr 0.004"
+    assert verdict.budget in verdict.reason
+
+
 def test_without_a_plan_there_is_nothing_to_compare(tmp_path: Path):
     study = parse_study(TEXT, tmp_path / "made-up.toml")
     with pytest.raises(InputError, match="winnow run"):

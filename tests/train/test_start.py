@@ -17,6 +17,7 @@ from winnow.attention import AttentionConfig
 from winnow.config import digest, parent_digest
 from winnow.errors import InputError
 from winnow.models.interchange import write_model
+from winnow.parameters import parameter_table
 from winnow.records.checkpoints import step_folder, step_folders
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
@@ -356,6 +357,23 @@ def test_begin_is_a_pure_function(store: RunStore, text: Path) -> None:
             for probe in (True, False)
         ]
         assert len({checkpoint.weights_digest(dict(start.model.named_parameters())) for start in starts}) == 1
+
+
+def test_a_grafts_fresh_values_are_those_of_the_runs_seed(store: RunStore, text: Path) -> None:
+    """Seeds of a child that start from one run differ in what the graft adds, and in nothing else."""
+    whole = run_in(store, make(text, train__keep=(KEPT,)))
+    graft = [{"kind": "add-heads", "n": 1, "at": "end"}]
+    config = RunConfig.model_validate({**child_of(whole, text).dump(), "graft": graft})
+    task, parent = build_task(config.task)[0], read(config, whole, store)
+    one, other = (dict(begin(config, task, seed, parent).model.named_parameters()) for seed in (0, 1))
+    parts = [
+        (part.name, part.view(one[name]).equal(part.view(other[name])))
+        for name, spec in parameter_table(begin(config, task, 0, parent).model).items()
+        for part in spec.slices
+        if name.endswith((".qkv.weight", ".out.weight"))
+    ]
+    assert {name for name, same in parts if not same} == {"q.2", "k.2", "v.2", "o.2"}
+    assert {"q.0", "q.1", "o.1"} <= {name for name, same in parts if same}
 
 
 def test_weights_from_a_file(store: RunStore, text: Path, tmp_path: Path) -> None:

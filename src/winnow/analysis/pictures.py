@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from winnow.analysis.plots import (
     draw_curves,
     draw_differences,
     drawing_style,
+    paired,
 )
 from winnow.analysis.vector import svg_text
 from winnow.config import digest
@@ -25,8 +26,8 @@ from winnow.study.observations import Observations
 from winnow.study.verdict import Verdict
 
 UNITS = {"val/ce": "nats per token", "val/bpb": "bits per byte", "val/ppl": "per token"}
-_REVISION = 2
-"""Raised when the same numbers are drawn in another way."""
+_CURVES, _DIFFERENCES = 3, 2
+"""Revisions of the two kinds of picture: raised when the same numbers are drawn in another way."""
 
 
 def study_pictures(
@@ -39,20 +40,22 @@ def study_pictures(
     """
     study = comparison.study
     metric, title = study.endpoint.metric, study.question or study.id
-    unit, x_label = UNITS.get(metric, ""), _x_label(comparison)
+    unit = UNITS.get(metric, "")
     found: dict[str, bytes] = {}
     if any(record.status == "finished" for by_seed in comparison.runs.values() for record in by_seed.values()):
         name = f"{study.plan_name}.curves.png"
-        key = _key([title, metric, study.control, x_label, _series(comparison, store)])
+        key = _key(_CURVES, [title, metric, study.control, _series(comparison, store)])
         taken = _taken(present, name, key)
-        if taken is None and (curves := _drawable(loss_curves(comparison, store))):
-            taken = curves_png(curves, study.control, metric, unit, title, x_label=x_label, key=key)
+        if taken is None:
+            curves, x_label = loss_curves(comparison, store)
+            if _drawable(curves):
+                taken = curves_png(curves, study.control, metric, unit, title, x_label=x_label, key=key)
         if taken is not None:
             found[name] = taken
     contrasts = _compared(comparison)
     if contrasts:
         name = f"{study.plan_name}.differences.png"
-        key = _key([title, metric, [vars(contrast) for contrast in contrasts]])
+        key = _key(_DIFFERENCES, [title, metric, [vars(contrast) for contrast in contrasts]])
         found[name] = _taken(present, name, key) or differences_png(contrasts, metric, unit, title, key=key)
     return found
 
@@ -68,11 +71,12 @@ class Drawing:
 def study_drawings(comparison: Comparison, store: RunStore) -> dict[str, Drawing]:
     """The pictures of `study_pictures` as SVG: `curves`, `differences`, where there is anything to draw."""
     study, metric = comparison.study, comparison.study.endpoint.metric
-    unit, curves, contrasts = UNITS.get(metric, ""), _drawable(loss_curves(comparison, store)), _compared(comparison)
+    unit, contrasts = UNITS.get(metric, ""), _compared(comparison)
+    curves, x_label = loss_curves(comparison, store)
     found: dict[str, Drawing] = {}
     with drawing_style():
-        if curves:
-            drawn = draw_curves(curves, study.control, metric, unit, _x_label(comparison))
+        if _drawable(curves):
+            drawn = draw_curves(curves, study.control, metric, unit, x_label)
             found["curves"] = Drawing(svg_text(drawn, f"{study.plan_name}-curves"), drawn.caption)
         if contrasts:
             drawn = draw_differences(contrasts, metric, unit)
@@ -80,13 +84,9 @@ def study_drawings(comparison: Comparison, store: RunStore) -> dict[str, Drawing
     return found
 
 
-def _x_label(comparison: Comparison) -> str:
-    return "training tokens" if _counts_tokens(comparison) else "steps"
-
-
-def _drawable(curves: list[Curve]) -> list[Curve]:
-    """The curves, or none of them where no run has a value yet."""
-    return curves if any(series for curve in curves for series in curve.seeds.values()) else []
+def _drawable(curves: list[Curve]) -> bool:
+    """Whether a run has a value yet."""
+    return any(series for curve in curves for series in curve.seeds.values())
 
 
 def _compared(comparison: Comparison) -> list[Contrast]:
@@ -95,25 +95,41 @@ def _compared(comparison: Comparison) -> list[Contrast]:
     return contrasts if any(row.differences or row.effect is not None for row in contrasts) else []
 
 
-def loss_curves(comparison: Comparison, store: RunStore) -> list[Curve]:
-    """The endpoint's metric of every arm against training tokens (steps, for runs of other programs)."""
+def loss_curves(comparison: Comparison, store: RunStore) -> tuple[list[Curve], str]:
+    """The endpoint's metric of every arm, and what it is drawn against.
+
+    Training tokens; of a run that goes on from another one, with those that its weights had seen before. Where that
+    leaves an arm nothing in common with the control, the run's own tokens. Steps for runs of other programs.
+    """
+    if not _counts_tokens(comparison):
+        return _curves(comparison, store, lambda record, step: step), "steps"
+    records = [record for by_seed in comparison.runs.values() for record in by_seed.values()]
+    if not any("tokens_before" in record.facts for record in records):
+        return _curves(comparison, store, _own_tokens), "training tokens"
+    whole = _curves(comparison, store, lambda record, step: _before(record) + _own_tokens(record, step))
+    base = next((curve for curve in whole if curve.arm == comparison.study.control), None)
+    if base is None or all(any(paired(curve, base)) for curve in whole if curve.seeds):
+        return whole, "training tokens, the parent's included"
+    return _curves(comparison, store, _own_tokens), "training tokens since the start of the run"
+
+
+def _curves(comparison: Comparison, store: RunStore, place: Callable[[RunRecord, int], float]) -> list[Curve]:
+    """place: where on the axis a step of a run lies."""
     metric = comparison.study.endpoint.metric
-    in_tokens = _counts_tokens(comparison)
     curves: list[Curve] = []
     for arm, by_seed in comparison.runs.items():
         seeds: dict[int, dict[float, float]] = {}
         for seed, record in by_seed.items():
             if record.status == "finished":
-                scale = _tokens_per_step(record) or 1 if in_tokens else 1
                 rows = store.metrics(record.digest)
-                seeds[seed] = {float(row["step"] * scale): float(row[metric]) for row in rows if metric in row}
+                seeds[seed] = {float(place(record, row["step"])): float(row[metric]) for row in rows if metric in row}
         diverged = sum(record.status == "diverged" for record in by_seed.values())
         curves.append(Curve(arm, seeds, f"{diverged} diverged" if diverged else ""))
     return curves
 
 
 def _series(comparison: Comparison, store: RunStore) -> list[Any]:
-    """What the curves are drawn from: every run's metrics by their digest, where the record has one.
+    """What the curves are drawn from: every run's metrics by their digest, where the record has one, and its place.
 
     Reading the metrics of thousands of runs only to see that nothing has changed would take most of a command's time.
     """
@@ -121,12 +137,36 @@ def _series(comparison: Comparison, store: RunStore) -> list[Any]:
         [
             arm,
             [
-                [seed, record.status, _tokens_per_step(record), record.trace or store.metrics(record.digest)]
+                [
+                    seed,
+                    record.status,
+                    _tokens_per_step(record),
+                    _first_step(record),
+                    _before(record),
+                    record.trace or store.metrics(record.digest),
+                ]
                 for seed, record in by_seed.items()
             ],
         ]
         for arm, by_seed in comparison.runs.items()
     ]
+
+
+def _own_tokens(record: RunRecord, step: int) -> int:
+    """Tokens that a run itself has trained on at a step."""
+    return (step - _first_step(record)) * (_tokens_per_step(record) or 1)
+
+
+def _first_step(record: RunRecord) -> int:
+    """Where a run began to count: a resumed one goes on with its parent's steps."""
+    if "tokens_before" not in record.facts:
+        return 0
+    return record.steps_done - int(record.facts["tokens"]) // (_tokens_per_step(record) or 1)
+
+
+def _before(record: RunRecord) -> int:
+    """Tokens that a run's weights had seen before it began."""
+    return int(record.facts.get("tokens_before", 0))
 
 
 def _tokens_per_step(record: RunRecord) -> int | None:
@@ -181,9 +221,9 @@ def _margin(claim: Claim, observed: Observations) -> float:
     return -claim.margin if better_is_less else claim.margin
 
 
-def _key(inputs: Any) -> str:
+def _key(revision: int, inputs: Any) -> str:
     """Digest of everything that a picture shows."""
-    return digest([_REVISION, _spelled(inputs)])[:32]
+    return digest([revision, _spelled(inputs)])[:32]
 
 
 def _spelled(value: Any) -> Any:

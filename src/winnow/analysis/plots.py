@@ -39,6 +39,10 @@ STATUS_COLOURS = {
 DPI = 160
 WIDTH = 9.0
 """Inches; 1440 pixels, sharp at the width of a README column."""
+HEIGHT, MARGINS = 4.3, 1.4
+"""Inches: of a picture of curves, and what of it lies above and below the panels. Many arms make it higher."""
+LABEL = 0.1914
+"""Inches from one label to the next."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +114,18 @@ def differences_png(contrasts: Sequence[Contrast], metric: str, unit: str, title
 def draw_curves(curves: Sequence[Curve], control: str, metric: str, unit: str, x_label: str) -> Drawn:
     """Two panels: the metric against training tokens, and each arm's paired difference from the control.
 
-    Bands are one standard deviation over seeds; an arm without a finite value is left out.
+    Bands are one standard deviation over seeds; an arm without a finite value is left out. Both panels begin where the
+    control does, as long as something of every arm lies beyond.
     """
-    figure = new_figure(4.3)
+    bands = {curve.arm: band(list(curve.seeds.values())) for curve in curves}
+    figure = new_figure(max(HEIGHT, MARGINS + LABEL * sum(map(bool, bands.values()))))
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.66})
     styles = _styles([curve.arm for curve in curves], control)
     base = next((curve for curve in curves if curve.arm == control), None)
-    bands = {curve.arm: band(list(curve.seeds.values())) for curve in curves}
+    first, last = drawn_range(bands, control)
     for curve in curves:
         _draw_band(left, bands[curve.arm], styles[curve.arm], is_control=curve.arm == control)
-    _limits(left, bands)
+    _limits(left, bands, first, last)
     _label_ends(left, {curve.arm: (bands[curve.arm], _named(curve), styles[curve.arm]) for curve in curves})
     left.set_title(f"{metric} ({unit})" if unit else metric)
     differences = {} if base is None else {c.arm: band(paired(c, base)) for c in curves if c.arm != control}
@@ -128,14 +134,13 @@ def draw_curves(curves: Sequence[Curve], control: str, metric: str, unit: str, x
         right.axhline(0.0, color=CONTROL_COLOUR, linewidth=1.2)
         for arm, found in differences.items():
             _draw_band(right, found, styles[arm], is_control=False)
-        _limits(right, differences, around_zero=True)
+        _limits(right, differences, first, last, around_zero=True)
         _label_ends(right, {arm: (found, arm, styles[arm]) for arm, found in differences.items()})
         right.set_title(f"difference from {control}, same seeds")
     else:
         right.set_axis_off()
-    last = max((max(found) for found in bands.values() if found), default=0.0) or 1.0
     for axes in (left, right):
-        _token_axis(axes, last, x_label)
+        _token_axis(axes, x_label)
     return Drawn(figure, f"band: ± 1 sd over {_seed_counts(curves)}")
 
 
@@ -261,14 +266,26 @@ def _draw_band(axes: Axes, found: Band, style: Line, is_control: bool) -> None:
     axes.plot(x, mean, color=colour, linestyle=dash, linewidth=2.2 if is_control else 1.7, marker=marker)
 
 
-def _limits(axes: Axes, bands: Mapping[str, Band], around_zero: bool = False) -> None:
-    """The range of what happens after the first tenth of the tokens: the fall from step 0 would flatten the rest."""
-    last = max((max(found) for found in bands.values() if found), default=0.0)
+def drawn_range(bands: Mapping[str, Band], control: str) -> tuple[float, float]:
+    """Tokens at which the panels begin and end: from the control's first, unless an arm would not be seen then."""
+    drawn = [found for found in bands.values() if found]
+    last = max((max(found) for found in drawn), default=0.0) or 1.0
+    begins = min(bands.get(control) or [0.0])
+    if begins >= last or any(max(found) <= begins for found in drawn):
+        begins = min((min(found) for found in drawn), default=0.0)
+    return (begins, last) if begins < last else (0.0, last)
+
+
+def _limits(axes: Axes, bands: Mapping[str, Band], first: float, last: float, around_zero: bool = False) -> None:
+    """Both axes; upwards the range of what happens after the first tenth, since a fall from step 0 would flatten the
+    rest. Values of arms that go on from trained weights do not fall so, and are shown from their start."""
+    axes.set_xlim(first, last)
+    seen = first if first > 0 and not around_zero else first + 0.1 * (last - first)
     late = [
         value
         for found in bands.values()
         for tokens, (mean, sd) in found.items()
-        if tokens >= 0.1 * last
+        if tokens >= seen
         for value in (mean - sd, mean + sd)
     ]
     if not late:
@@ -281,19 +298,33 @@ def _limits(axes: Axes, bands: Mapping[str, Band], around_zero: bool = False) ->
 
 
 def _label_ends(axes: Axes, arms: Mapping[str, tuple[Band, str, Line]]) -> None:
-    """Each line's name at its end, moved apart where they would overlap, with a thin lead where they were moved."""
+    """Each line's name at its end, moved apart where they would overlap, with a thin lead where they were moved.
+
+    A piece of the line itself stands before the name where colours alone do not tell the lines apart.
+    """
     low, high = axes.get_ylim()
-    ends: list[tuple[float, float, str, str]] = []
-    for found, name, (colour, _) in arms.values():
+    ends: list[tuple[float, float, str, Line]] = []
+    for found, name, style in arms.values():
         if found:
             x = max(found)
-            ends.append((min(max(found[x][0], low), high), x, name, colour))
-    ends.sort(reverse=True)
-    places = spread([end[0] for end in ends], (high - low) * 0.066, low, high)
-    right = max((x for _, x, _, _ in ends), default=1.0)
-    for (y, x, name, colour), place in zip(ends, places, strict=True):
-        axes.text(right * 1.035, place, clip(name, 25), color=colour, fontsize=8.5, va="center", ha="left")
-        axes.plot([x, right * 1.028], [y, place], color=colour, linewidth=0.7, alpha=0.6, clip_on=False)
+            ends.append((min(max(found[x][0], low), high), x, name, style))
+    ends.sort(key=lambda end: end[:3], reverse=True)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    gap = (high - low) * LABEL / (figure.get_figheight() - MARGINS)
+    places = spread([end[0] for end in ends], gap, low, high)
+    first, right = axes.get_xlim()
+    wide = right - first
+    dashed = any(dash != "-" for _, _, _, (_, dash) in ends)
+    for (y, x, name, (colour, dash)), place in zip(ends, places, strict=True):
+        label = right + wide * 0.035
+        axes.plot([x, right + wide * 0.028], [y, place], color=colour, linewidth=0.7, alpha=0.6, clip_on=False)
+        if dashed:
+            end = label + wide * 0.08
+            axes.plot([label, end], [place, place], color=colour, linestyle=dash, linewidth=1.7, clip_on=False)
+            label = end + wide * 0.02
+        length, size = (19, 7.5) if dashed else (25, 8.5)
+        axes.text(label, place, clip(name, length), color=colour, fontsize=size, va="center", ha="left")
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -343,12 +374,11 @@ def _draw_contrast(axes: Axes, contrast: Contrast) -> None:
     axes.text(1.02, 0.5, contrast.status, transform=axes.transAxes, ha="left", va="center", color=colour, weight="bold")
 
 
-def _token_axis(axes: Axes, last: float, label: str) -> None:
+def _token_axis(axes: Axes, label: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens_text(value)))
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlim(0, last)
     axes.set_xlabel(label, fontsize=8.5)
 
 
