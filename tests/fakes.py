@@ -8,7 +8,7 @@ from typing import Any
 
 from winnow.config import run_digest
 from winnow.records.journal import journal_line
-from winnow.records.run import Fact, Finding, Label, Provenance, RunIdentity, RunRecord, Status, seal
+from winnow.records.run import Fact, Finding, Label, Provenance, RunIdentity, RunRecord, Status, UpdateRatio, seal
 from winnow.records.store import RunStore
 
 
@@ -51,6 +51,7 @@ def fake_record(
     trace: str | None = None,
     error: str | None = None,
     watched: bool = True,
+    updates: Mapping[str, UpdateRatio] | None = None,
 ) -> RunRecord:
     """Put an ended run into the store and return its record.
 
@@ -81,6 +82,7 @@ def fake_record(
         provenance=provenance or fake_provenance(),
         error=error,
         watched=watched,
+        updates=dict(updates or {}),
     )
     if not store.runs.is_dir():
         store.create()

@@ -13,6 +13,7 @@ from winnow.attention import Attention, AttentionConfig, MixerState, Shape, mixe
 from winnow.config import Config, Variant, stream
 from winnow.errors import InputError
 from winnow.parameters import Slice, initialise, parameter_table
+from winnow.train.mechanism_checks import defects_of
 
 KINDS = sorted(AttentionConfig.members)
 T = 7
@@ -107,6 +108,24 @@ def test_equals_its_oracle_in_values_and_gradients(config, n_kv_heads, rotary) -
         strict=True,
     ):
         assert torch.allclose(a, b, rtol=0, atol=1e-11)
+
+
+@torch.no_grad()
+def test_the_watch_holds_every_run_to_the_same_definition(config) -> None:
+    """`definition` says what `oracle` says; by it a run accuses no mechanism that is right, and one that is off."""
+    attention, x = make(config, dtype=torch.float32), inputs(1).float()
+    exact = make(config)
+    q, k, v = exact.project(inputs(1), MixerState())
+    assert torch.equal(exact.definition(q[0], k[0], v[0], {}).heads, exact.oracle(q[0], k[0], v[0]))
+    assert list(defects_of(attention, x, MixerState())) == []
+    mix = attention.mix
+
+    def off(*parts: Any) -> Any:
+        heads, aux = mix(*parts)
+        return heads * 1.01, aux
+
+    attention.mix = off  # pyright: ignore[reportAttributeAccessIssue]
+    assert "not-its-definition" in {defect.rule for defect in defects_of(attention, x, MixerState())}
 
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.fakes import fake_provenance, fake_record
 
-from winnow.records.run import Finding
+from winnow.records.run import Finding, UpdateRatio
 from winnow.records.store import RunStore
 
 ROWS = [{"step": step, "val/ce": 5.0 - step, "speed/tokens_per_second": 1000.0 + step} for step in range(4)]
@@ -44,6 +44,20 @@ def test_show_tells_what_is_known(winnow, store: RunStore):
     assert "model.clip   1000" in ended.out.replace("  ", " ").replace("model.clip 1000", "model.clip   1000")
     failed = winnow("show", "s/failing/3", "--store", store.root)
     assert "ValueError: boom" in failed.out
+
+
+def test_show_names_the_slices_that_move_most_and_least(winnow, store: RunStore):
+    ratios = {f"w[q.{i}]": UpdateRatio(n=3, mean=0.001 * i, smallest=0.0, largest=0.5) for i in range(1, 13)}
+    fake_record(store, "many", 0, study="s", updates=ratios)
+    fake_record(store, "few", 0, study="s", updates=dict(list(ratios.items())[:2]))
+    many = winnow("show", "s/many/0", "--store", store.root).out
+    assert "update / value, mean of 3 updates (smallest to largest)" in many
+    lines = [line.split()[:2] for line in many.splitlines() if line.startswith("  w[q.")]
+    assert lines == [[f"w[q.{i}]", f"{0.001 * i:.2g}"] for i in (12, 11, 10, 9, 4, 3, 2, 1)]
+    assert "and 4 slices between" in many
+    few = winnow("show", "s/few/0", "--store", store.root).out
+    assert "w[q.2]" in few
+    assert "slices between" not in few
 
 
 def test_show_json_is_the_record(winnow, store: RunStore):

@@ -65,6 +65,7 @@ def lead(asked: dict[str, Any], group: Group) -> dict[str, Any]:
         "moments": moments,
         "digest": checkpoint.weights_digest(snapshot.weights),
         "unseen": loop.gradients.unseen,
+        "ratios": loop.ratios.dump(),
     }
 
 

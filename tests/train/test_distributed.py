@@ -101,6 +101,10 @@ def assert_close(found: dict[str, Any], whole: dict[str, Any]) -> None:
     for part in ("weights", "moments"):
         assert found[part] == pytest.approx(whole[part], rel=CLOSE)
     assert found["unseen"] == whole["unseen"]
+    assert found["ratios"].keys() == whole["ratios"].keys()
+    for place, ratios in whole["ratios"].items():
+        if ".bias[k." not in place:  # shifts all scores of a query alike: its gradient is a rounding error
+            assert found["ratios"][place] == pytest.approx(ratios, rel=100 * CLOSE), place  # differences of values
 
 
 def check(ask: Ask, text: Path, case: str, ranks: int, parallel: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from winnow.attention import Mixed
 from winnow.attention.selective import SelectiveAttention
 from winnow.attention.selective_presets import PRESETS
+from winnow.attention.selectors import LinearCombination
 from winnow.parameters import STD, ParameterSpec, initialise, normal, parameter_table, spec
 from winnow.records.run import Finding, Label, RunRecord, Spread
 from winnow.records.store import RunStore
@@ -85,6 +86,7 @@ def invalid(found: list[Finding]) -> list[Finding]:
         ("latent_leaky", MIXED),
         ("penalty_masks", {**TINY, "model__positions": "learned"}),
         ("preset big_constant_fp64", {**FOUR, "task__context": 2, "train__tokens_per_update": 16}),
+        ("all_linear", TINY),  # votes of a hundredth of a nat, each absorbed: no mix has a gradient
         ("tree_protected", {**FOUR, "task__context": 64}),
         ("plain", {**SMALL, "task__context": 3, "train__tokens_per_update": 96}),  # a vote needs four tokens
         ("plain", {**SMALL, "train__lr": 1e-9, "train__warmup": 1000}),  # no norm's gain moves in fp32
@@ -105,8 +107,7 @@ def test_no_arm_of_the_family_is_accused(text: Path, changes: dict[str, Any]) ->
         except ValueError:  # needs wider heads
             continue
         asked += 1
-        if name != "all_linear":  # its votes are absorbed for good at this size: its mixes are dead indeed
-            assert invalid(watched(config)) == [], name
+        assert invalid(watched(config)) == [], name
     assert asked > 40
 
 
@@ -117,6 +118,29 @@ def test_a_graft_that_has_not_woken_up_is_not_accused(text: Path, init: str, att
     graft = [{"kind": "add-heads", "init": init}]
     found = watched(make(text, **{**SMALL, "train__steps": steps, "model__attention__kind": attention}, graft=graft))
     assert {item.rule for item in invalid(found)} == ({"dead-by-construction"} if init == "zero" else set())
+
+
+def test_what_no_vote_reaches_is_told_from_what_is_not_connected(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protection absorbs every vote of these weights, so that no gradient is there to be lost."""
+    config = make(text, **TINY, **selective(VARIANTS["all_linear"]))
+
+    def dead() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for item in watched(config):
+            if item.rule == "dead-parameter":
+                found.setdefault(item.severity, set()).add(str(item.where).rpartition("attention.")[2])
+        return found
+
+    mixes = {f"{which}.{kind}" for which in ("selector", "protector") for kind in ("weight", "bias")}
+    assert dead() == {"warning": mixes}
+    operands = LinearCombination.operands
+
+    def detached(self: LinearCombination, *parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide_q, wide_k = operands(self, *parts)
+        return wide_q.detach(), wide_k
+
+    monkeypatch.setattr(LinearCombination, "operands", detached)
+    assert dead() == {"invalid": mixes}
 
 
 def test_a_fault_beside_a_graft_is_found_all_the_same(text: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _NO_OUTCOME = ("speed/", "train/lr")
 """Metrics that tell nothing of what was learnt: speed differs between equal runs, the schedule is a setting."""
+_EXTREMES = 4
+"""Slices that are shown of those that updates change most, and least."""
 
 
 def register(app: typer.Typer) -> None:
@@ -156,8 +158,27 @@ def _say_record(record: RunRecord) -> None:
     output.say("\nfacts")
     facts = {"weights sha256": record.weights, "trace sha256": record.trace, **record.facts}
     _say_pairs({name: value for name, value in facts.items() if value is not None})
+    if record.updates:
+        _say_updates(record)
     output.say("\nmade with")
     _say_pairs({name: value for name, value in _making(record).items() if value not in (None, "", [], ())})
+
+
+def _say_updates(record: RunRecord) -> None:
+    """The slices that updates change most and least, relative to their size."""
+    places = sorted(record.updates, key=lambda place: record.updates[place].mean, reverse=True)
+    measured = max(ratio.n for ratio in record.updates.values())
+    output.say(f"\nupdate / value, mean of {measured} updates (smallest to largest)")
+    shown = places if len(places) <= 2 * _EXTREMES else [*places[:_EXTREMES], *places[-_EXTREMES:]]
+    rows = [
+        [place, f"{ratio.mean:.2g}", f"({ratio.smallest:.2g} to {ratio.largest:.2g})"]
+        for place in shown
+        for ratio in (record.updates[place],)
+    ]
+    for line in output.columns(rows, indent="  "):
+        output.say(line)
+    if len(shown) < len(places):
+        output.say(f"  and {len(places) - len(shown)} slices between the first {_EXTREMES} and the last: --json")
 
 
 def _say_pairs(values: Mapping[str, Any]) -> None:

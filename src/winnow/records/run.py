@@ -21,7 +21,7 @@ from winnow.records.journal import spell, unspell
 
 RECORD_VERSION = 4
 """Version of the form of `run.json`; a reader refuses a higher one. 2: the provenance names kernels. 3: the spread of
-initial values. 4: whether Winnow's own sources differed from their commit."""
+initial values. 4: whether Winnow's own sources differed from their commit, and the ratios of updates to values."""
 
 Severity = Literal["notice", "warning", "invalid"]
 Status = Literal["finished", "failed", "diverged", "interrupted"]
@@ -124,6 +124,16 @@ class Spread(Plain):
     """Values."""
 
 
+class UpdateRatio(Plain):
+    """By what part of its size an update changed a slice, over some of a run's updates."""
+
+    n: int
+    """Updates that were measured."""
+    mean: float
+    smallest: float
+    largest: float
+
+
 class RunRecord(Plain):
     """One run that has ended, well or badly."""
 
@@ -145,6 +155,8 @@ class RunRecord(Plain):
     """Parameters, FLOPs per token, seconds, validation digest and so on, by name with the unit in the name."""
     initial: dict[str, Spread] = {}
     """Of each parameter by name, before the first update; empty = not watched, or an older record."""
+    updates: dict[str, UpdateRatio] = {}
+    """Of each slice, as `PARAMETER[SLICE]`, or parameter without slices; empty = not watched, or an older record."""
     weights: str | None = None
     """SHA-256 of the final weights; None = not watched."""
     trace: str | None = None

@@ -5,12 +5,12 @@
 | not-its-definition | a mechanism's output, mask or penalty is not its plain loops' | invalid | mechanism_checks |
 | negative-mask | a mask is below 0 where its definition is not | invalid | mechanism_checks |
 | future-touched | a mask or a token acts on what comes before it | invalid | mechanism_checks |
-| unselective | every mask is 0; a notice at the start | invalid | mechanism_checks |
+| unselective | every mask is 0; a notice at the start, a warning where weights want it | invalid | mechanism_checks |
 | no-definition | a mechanism has no oracle | notice | mechanism_checks |
 | initial-values | a fresh parameter is not what the table declares | invalid | start_checks |
 | lr-not-applied | a group moved at another rate than schedule times multiplier | invalid | step_checks |
 | not-cross-entropy | a reported cross entropy or perplexity is something else | invalid | step_checks |
-| dead-parameter | a parameter, or a slice such as one head, never moved or had a gradient | invalid | slices |
+| dead-parameter | a slice never moved or had a gradient; a warning where no vote got through | invalid | slices |
 | frozen-parameter | its multiplier is 0; invalid where it moved all the same | notice | slices |
 | slice-barely-moves | a slice moved far less than others of its role | notice | slices |
 | non-finite | a loss or gradient is NaN or infinite; the run becomes `diverged` | warning | here |

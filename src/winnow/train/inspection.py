@@ -6,7 +6,7 @@ their definitions: no rank holds one whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from winnow.models.awakening import wakes, zeros_of
@@ -14,6 +14,7 @@ from winnow.models.transplant import layout
 from winnow.parameters import parameter_table
 from winnow.records.run import Finding, Spread
 from winnow.train import health, slices
+from winnow.train.absorbed import absorbed
 from winnow.train.mechanism_checks import mechanism_findings
 from winnow.train.optim import learning_rate
 from winnow.train.start_checks import initial_spread, initial_values
@@ -43,8 +44,12 @@ def at_end(loop: Loop, reported: Mapping[str, float]) -> list[Finding]:
     wrong = _computed(loop, reported, start=False)
     if not loop.group.leads:
         return []
-    initial = {name: p.detach() for name, p in loop.starting_model().named_parameters()}
-    found = _dead(loop, final, initial)
+    started = loop.starting_model()
+    initial = {name: p.detach() for name, p in started.named_parameters()}
+    # Only a run that was seen to select nothing, as it should with its weights, may have lost its votes.
+    mute = any((item.rule, item.severity) == ("unselective", "warning") for item in wrong)
+    lost = absorbed([started, loop.model], loop.validation) if mute else set[tuple[str, str]]()
+    found = _dead(loop, final, initial, lost)
     asked, done = loop.config.train.steps - loop.position.step, loop.optimizer.updates() - loop.position.updates
     missing = health.steps_missing(asked, done)
     changes = slices.relative_changes(final, initial, table)
@@ -57,15 +62,18 @@ def at_end(loop: Loop, reported: Mapping[str, float]) -> list[Finding]:
     ]
 
 
-def _dead(loop: Loop, final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> list[Finding]:
+def _dead(
+    loop: Loop, final: Mapping[str, Tensor], initial: Mapping[str, Tensor], lost: Collection[tuple[str, str]]
+) -> list[Finding]:
     """Parameters that were not trained; but for those that the start keeps from it, which is said where it is for good.
 
     A graft of zeros wakes up part by part (`winnow.models.awakening`); so does what another run's graft left behind.
+    lost: what nothing but votes would train, where no vote gets through.
     """
     config, table, unseen = loop.config, parameter_table(loop.model), loop.gradients.unseen
     first, steps = loop.position.step, config.train.steps
     rate = learning_rate(min(max(first, config.train.warmup), steps - 1), config.train)
-    found = slices.dead_parameters(final, initial, table, unseen, rate=rate)
+    found = slices.dead_parameters(final, initial, table, unseen, rate=rate, absorbed=lost)
     if not found or (config.init_from is None and not config.graft):
         return found
     cells = layout(config.grown, loop.task.vocab_size, config.task.context)
@@ -79,7 +87,7 @@ def _dead(loop: Loop, final: Mapping[str, Tensor], initial: Mapping[str, Tensor]
             if when and all(update is None or update > steps - first for update in when):
                 asleep.add((name, part))
                 for_good += [label for label in of if awake[label] is None]
-    found = slices.dead_parameters(final, initial, table, unseen, rate=rate, asleep=asleep)
+    found = slices.dead_parameters(final, initial, table, unseen, rate=rate, asleep=asleep, absorbed=lost)
     told = config.graft or (loop.parent is not None and loop.parent.own)  # before the first update
     return found if told else [*found, *health.dead_by_construction(for_good)]
 

@@ -28,6 +28,7 @@ from winnow.train.evaluate import evaluate, held_out, look_inside
 from winnow.train.group import ALONE, BUILD, Charge, Group, together
 from winnow.train.losses import Forward, Losses, Smoothed, losses, target_weight, tensors_of
 from winnow.train.optim import Optimizer, learning_rate
+from winnow.train.ratios import RatioWatch
 from winnow.train.start import Parent, Position, Start, begin
 from winnow.train.step_checks import UpdateWatch
 
@@ -130,6 +131,7 @@ class Loop:
         self.changes: dict[str, Fact] = {}
         """How far slices moved, once the run has ended."""
         self.watch = UpdateWatch(self.optimizer, table, config.train, group)
+        self.ratios = RatioWatch(self.optimizer.parameters, table, group.whole)
         self.reads |= _named(config, seen) | {(_under("task", path), field) for path, field in task_reads}
         self.model.train()
 
@@ -191,7 +193,8 @@ class Loop:
         smooth = self._smoothed.add(ce_value) if math.isfinite(ce_value) else ce_value
         measured = Update(self.step, ce_value, smooth, norm_value, rate, rest[0] if rest else None)
         if measured.finite:
-            with self.watch.rates(rate, last=self.step + 1 == self.config.train.steps):
+            last = self.step + 1 == self.config.train.steps
+            with self.watch.rates(rate, last=last), self.ratios.around(due=last or self.evaluation_due):
                 self.optimizer.step(rate)
             self.step += 1
             self.first_ce = ce_value if self.first_ce is None else self.first_ce
@@ -289,6 +292,7 @@ class Loop:
                 "first_ce": self.first_ce,
                 "start": self.position.dump(),
                 "without_gradient": self.gradients.unseen,
+                "update_ratios": self.ratios.dump(),
                 "backends": self.backends.ran,
             },
         )
@@ -310,6 +314,7 @@ class Loop:
         self.position = Position.of(snapshot.progress)
         if "without_gradient" in snapshot.progress:  # a starting point has not looked yet
             self.gradients.restore(snapshot.progress["without_gradient"])
+        self.ratios.restore(snapshot.progress.get("update_ratios", {}))
         self.backends.restore(snapshot.progress.get("backends", {}))
         self.step = snapshot.step
 

@@ -49,7 +49,7 @@ FUTURE = 1e-4
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A mechanism in the model, and what reached it."""
 
     path: str
@@ -62,16 +62,17 @@ class _Place:
 def mechanism_findings(model: Model, validation: Validation, device: torch.device, *, start: bool) -> list[Finding]:
     """What is wrong with the model's mechanisms. start: whether nothing has been learnt yet: then other weights are
     tried too, and masks of 0 may still wake up."""
-    tokens = _probe(model, validation).to(device)
+    tokens = probe(model, validation).to(device)
     with evaluating(model):
-        places = _reached(model, tokens)
+        places = reached(model, tokens)
         found = list(_against_definitions(places, start=start))
         found += _future(model, tokens)
         found += _unselective(model, places, validation, device, start=start)
     return found
 
 
-def _probe(model: Model, validation: Validation) -> Int[Tensor, "1 T"]:
+def probe(model: Model, validation: Validation) -> Int[Tensor, "1 T"]:
+    """The first tokens of the validation text, few enough for plain loops."""
     heads = sum(mixer.shape.n_heads for mixer in _mixers(model).values())
     n = MOST
     while n > FEWEST and heads * n * (n + 1) // 2 > PAIRS:
@@ -84,12 +85,13 @@ def _mixers(model: Model) -> dict[str, Attention]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Attention)}
 
 
-def _reached(model: Model, tokens: Int[Tensor, "B T"]) -> list[_Place]:
-    found: list[_Place] = []
+def reached(model: Model, tokens: Int[Tensor, "B T"]) -> list[Place]:
+    """Every mechanism of the model, and what reaches it of these tokens."""
+    found: list[Place] = []
 
     def keep(path: str) -> Any:
         def look(mixer: Attention, inputs: tuple[Any, ...]) -> None:
-            found.append(_Place(path, mixer, *inputs))
+            found.append(Place(path, mixer, *inputs))
 
         return look
 
@@ -106,26 +108,29 @@ def _reached(model: Model, tokens: Int[Tensor, "B T"]) -> list[_Place]:
 
 
 @dataclass(frozen=True)
-class _Defect:
+class Defect:
+    """A difference from the definition."""
+
     rule: str
+    """As in findings."""
     what: str
     size: float
     """How far it is off; only compared within a rule."""
 
 
-def _against_definitions(places: list[_Place], *, start: bool) -> Iterator[Finding]:
-    defects: list[tuple[_Defect, _Place, str]] = []
+def _against_definitions(places: list[Place], *, start: bool) -> Iterator[Finding]:
+    defects: list[tuple[Defect, Place, str]] = []
     untold: list[str] = []
     kinds: set[Any] = set()
     for place in places:
         kind = (type(place.mixer), *((name, p.shape) for name, p in place.mixer.named_parameters()))
         trials = {"": place.mixer}
         if start and kind not in kinds:
-            trials[" with other weights than the run's"] = _perturbed(place)
+            trials[" with other weights than the run's"] = perturbed(place)
         kinds.add(kind)
         for when, mixer in trials.items():
             try:
-                defects += [(defect, place, when) for defect in _defects(_copy(mixer), place.x, place.state)]
+                defects += [(defect, place, when) for defect in defects_of(_copy(mixer), place.x, place.state)]
             except NotImplementedError:
                 untold.append(place.path)
                 break
@@ -154,7 +159,7 @@ def _against_definitions(places: list[_Place], *, start: bool) -> Iterator[Findi
         )
 
 
-def _one(tensor: Tensor) -> Tensor:
+def one_row(tensor: Tensor) -> Tensor:
     """The only row, as the plain loops take it."""
     return tensor[0].to("cpu", torch.float64)
 
@@ -163,11 +168,13 @@ def _copy(mixer: Attention) -> Attention:
     return copy.deepcopy(mixer).requires_grad_(False)
 
 
-def _defects(mixer: Attention, x: Float[Tensor, "1 T C"], state: MixerState) -> Iterator[_Defect]:
+def defects_of(mixer: Attention, x: Float[Tensor, "1 T C"], state: MixerState) -> Iterator[Defect]:
+    """What a mechanism makes of one row otherwise than its definition. Call it without gradients; it may leave `mixer`
+    in training mode."""
     q, k, v = mixer.project(x, state)
     exact = copy.deepcopy(mixer).to("cpu", torch.float64)
-    exact_q, exact_k, exact_v = _one(q), _one(k), _one(v)
-    previous = {name: _one(t) for name, t in state.row(0).previous.items()}
+    exact_q, exact_k, exact_v = one_row(q), one_row(k), one_row(v)
+    previous = {name: one_row(t) for name, t in state.row(0).previous.items()}
 
     def defined(nudge: float) -> Definition:
         moved = {name: _nudged(t, nudge) for name, t in previous.items()}
@@ -185,7 +192,7 @@ def _defects(mixer: Attention, x: Float[Tensor, "1 T C"], state: MixerState) -> 
         heads, aux = mixer.mix(q, k, v, state)
         yield from truth.off("the output while training", heads[0], lambda told: told.heads)
         if "penalty" not in aux:
-            yield _Defect("not-its-definition", "there is no penalty while training", 1.0)
+            yield Defect("not-its-definition", "there is no penalty while training", 1.0)
         else:
             yield from truth.off("the penalty", aux["penalty"], lambda told: told.penalty)
 
@@ -213,12 +220,12 @@ class _Truth:
 
     def off(
         self, name: str, found: Tensor, part: Callable[[Definition], Tensor | None], least: float = 0.0
-    ) -> Iterator[_Defect]:
+    ) -> Iterator[Defect]:
         """What is wrong with a part of the result. least: a difference of which nothing is said."""
         truth, found = part(self.told), found.to("cpu", torch.float64)
         assert truth is not None
         if not found.isfinite().all():
-            yield _Defect("not-its-definition", f"{name} is NaN or infinite, and its definition is not", float("inf"))
+            yield Defect("not-its-definition", f"{name} is NaN or infinite, and its definition is not", float("inf"))
             return
         apart, size = float((found - truth).abs().max()), float(truth.abs().max())
         if apart <= self.told.rounding * size + least:
@@ -229,28 +236,28 @@ class _Truth:
         if apart <= NUDGED * float((near - truth).abs().max()) + least:
             return
         share = apart / size if size else float("inf")
-        yield _Defect("not-its-definition", f"{name} is off its definition by {share:.2g} of its size", share)
+        yield Defect("not-its-definition", f"{name} is off its definition by {share:.2g} of its size", share)
 
 
-def _mask_defects(masks: Float[Tensor, "M T T"], truth: _Truth) -> Iterator[_Defect]:
+def _mask_defects(masks: Float[Tensor, "M T T"], truth: _Truth) -> Iterator[Defect]:
     T = masks.shape[-1]
     past = torch.ones(T, T).tril(-1).bool()
     right = _past(truth.told)
     assert right is not None
     if not masks.isfinite().all():
-        yield _Defect("not-its-definition", "the mask is NaN or infinite, and its definition is not", float("inf"))
+        yield Defect("not-its-definition", "the mask is NaN or infinite, and its definition is not", float("inf"))
         return
     later = masks.masked_fill(past, 0).abs()
     touched = float(later.max())
     if touched > truth.zero:
         query, key = divmod(int(later.amax(0).argmax()), T)
         what = f"the mask is {touched:.2g} nats at query {query} and key {key}, which no earlier query has seen"
-        yield _Defect("future-touched", what, touched)
+        yield Defect("future-touched", what, touched)
     seen = masks.masked_fill(~past, 0)
     lowest = float(seen.min())
     if lowest < -truth.zero - truth.told.rounding * float(right.abs().max()) and float(right.min()) >= -truth.zero:
         what = f"the mask falls to {lowest:.2g} nats, where it is 0 or more by definition: it rewards what is voted out"
-        yield _Defect("negative-mask", what, -lowest)
+        yield Defect("negative-mask", what, -lowest)
     yield from truth.off("the mask", seen, _past, truth.zero)
 
 
@@ -259,7 +266,8 @@ def _past(told: Definition) -> Tensor | None:
     return None if told.masks is None else told.masks.tril(-1)
 
 
-def _perturbed(place: _Place) -> Attention:
+@torch.no_grad()
+def perturbed(place: Place) -> Attention:
     """A copy whose scores are some nats large and whose constants are none. A function of its path alone."""
     mixer = copy.deepcopy(place.mixer)
     table = parameter_table(mixer)
@@ -311,18 +319,18 @@ def _future(model: Model, tokens: Int[Tensor, "1 T"]) -> Iterator[Finding]:
 
 
 def _unselective(
-    model: Model, places: list[_Place], validation: Validation, device: torch.device, *, start: bool
+    model: Model, places: list[Place], validation: Validation, device: torch.device, *, start: bool
 ) -> Iterator[Finding]:
     largest = {place.path: value for place in places if (value := _largest_mask(place)) is not None}
     if not largest or any(largest.values()):
         return  # a layer may leave all selecting to another
     if not start:  # before anybody is accused: all of a row
-        rows = _reached(model, next(validation.batches(1)).tokens.to(device))
+        rows = reached(model, next(validation.batches(1)).tokens.to(device))
         if any(_largest_mask(place) for place in rows):
             return
     places = [place for place in places if place.path in largest]
     lost = not start and any(_selects(_copy(place.mixer), place) for place in places)
-    nothing = not lost and not _selects(_copy(_perturbed(places[0])), places[0])
+    nothing = not lost and not _selects(_copy(perturbed(places[0])), places[0])
     if nothing:
         why = ", as its rule has it"
     elif start:
@@ -338,7 +346,7 @@ def _unselective(
     )
 
 
-def _largest_mask(place: _Place) -> float | None:
+def _largest_mask(place: Place) -> float | None:
     mixer = place.mixer
     q, k, _ = mixer.project(place.x, place.state)
     masks = mixer.masks(q, k, place.state)
@@ -346,9 +354,9 @@ def _largest_mask(place: _Place) -> float | None:
     return None if masks is None else float(masks.tril(-1).abs().nan_to_num(0, posinf=0).max())
 
 
-def _selects(mixer: Attention, place: _Place) -> bool:
+def _selects(mixer: Attention, place: Place) -> bool:
     """Whether a vote gets through by definition, with the weights of `mixer`."""
-    q, k, v = (_one(t) for t in mixer.project(place.x, place.state))
-    previous = {name: _one(t) for name, t in place.state.row(0).previous.items()}
+    q, k, v = (one_row(t) for t in mixer.project(place.x, place.state))
+    previous = {name: one_row(t) for name, t in place.state.row(0).previous.items()}
     masks = _past(mixer.to("cpu", torch.float64).definition(q, k, v, previous))
     return masks is not None and float(masks.abs().max()) > _zero(q, k)

@@ -2,7 +2,7 @@
 
 | rule | fires when | severity |
 |---|---|---|
-| dead-parameter | a slice never moved or never had a gradient | invalid |
+| dead-parameter | a slice never moved or never had a gradient; a warning where no vote gets through | invalid |
 | frozen-parameter | a learning-rate multiplier is 0; invalid where the parameter moved all the same | notice |
 | slice-barely-moves | a slice moved far less, relative to its start, than others of its role | notice |
 """
@@ -69,12 +69,14 @@ def dead_parameters(
     *,
     rate: float = math.inf,
     asleep: Collection[tuple[str, str]] = (),
+    absorbed: Collection[tuple[str, str]] = (),
 ) -> list[Finding]:
     """Parameters that never moved (their values are bit for bit the initial ones) or never had a gradient.
 
     One whose learning-rate multiplier is 0 should not move: that is stated, and it is a defect where it did.
     rate: the highest learning rate so far; what it cannot move in fp32 may stand still. asleep: (parameter, slice) of
-    which nothing is said, since the run starts so that no gradient could reach them yet.
+    which nothing is said, since the run starts so that no gradient could reach them yet. absorbed: those that no
+    gradient could reach with the run's weights, by definition: a warning, since the run is what was written.
     """
     found: list[Finding] = []
     frozen: dict[bool, list[str]] = {False: [], True: []}
@@ -87,20 +89,31 @@ def dead_parameters(
             still = set[str]()
         lowest = rate * spec.lr_multiplier / HIDDEN
         still = {part for part in still if (name, part) not in asleep and float(starts[part].abs().min()) < lowest}
-        for dead, what in ((still, "never moved"), (without - still, "never had a gradient")):
-            if not dead:
-                continue
-            where = name if dead == set(starts) else f"{name}[{', '.join(sorted(dead))}]"
-            found.append(
-                Finding(
-                    rule="dead-parameter",
-                    severity="invalid",
-                    message=f"{where} {what}{' and never had a gradient' if dead & still & without else ''}",
-                    where=name,
-                    mend="connect it, start it from other values, or take it out of the model",
-                )
-            )
+        lost = {part for part in still | without if (name, part) in absorbed}
+        for dead, what in ((still - lost, "never moved"), (without - still - lost, "never had a gradient")):
+            if dead:
+                where = name if dead == set(starts) else f"{name}[{', '.join(sorted(dead))}]"
+                also = " and never had a gradient" if dead & still & without else ""
+                found.append(_dead(name, f"{where} {what}{also}"))
+        if lost:
+            where = name if lost == set(starts) else f"{name}[{', '.join(sorted(lost))}]"
+            found.append(_absorbed(name, f"{where} never had a gradient"))
     return [*found, *_frozen(frozen[False], moved=False), *_frozen(frozen[True], moved=True)]
+
+
+def _dead(name: str, message: str) -> Finding:
+    mend = "connect it, start it from other values, or take it out of the model"
+    return Finding(rule="dead-parameter", severity="invalid", message=message, where=name, mend=mend)
+
+
+def _absorbed(name: str, message: str) -> Finding:
+    return Finding(
+        rule="dead-parameter",
+        severity="warning",
+        message=f"{message}: with these weights no vote gets through, by its definition too",
+        where=name,
+        mend="weaken what protects or closes the gate, or start the scores from larger values",
+    )
 
 
 def _frozen(names: list[str], *, moved: bool) -> list[Finding]:

@@ -70,6 +70,7 @@ class Tally:
             final=_last_values(rows),
             facts=self._facts(run, loop, peak_bytes),
             initial=self.initial,
+            updates=loop.ratios.found(),
             weights=weights,
             trace=trace(rows),
             findings=tuple(self.findings),
