@@ -75,7 +75,7 @@ def test_words_are_those_of_bash(text: str):
     ended = subprocess.run([BASH, "-c", script + "\n"], capture_output=True, text=True, env={"PATH": ""}, timeout=20)
     if ended.stderr or "&" in text or "=" in text:  # refused by bash, or in an order of its own
         return
-    shown = ["".join(f"[{word}]" for word in found) for found in words(text) if found]
+    shown = ["".join(f"[{word}]" for word in found) for found in words(text + "\n") if found]
     assert "\n".join(shown) == ended.stdout.rstrip("\n")
 
 

@@ -87,7 +87,7 @@ def run_repeated(reading: Reading) -> Iterator[Found]:
             continue
         earlier = seen.setdefault(run.identity, [])
         if earlier:
-            lines = tuple(other.line for other in earlier)
+            lines = tuple(other.line for other in earlier[:_SHOWN])
             yield Found(run.line, f"the same settings and seed as the run on line {lines[0]}", lines)
         earlier.append(run)
 
