@@ -110,6 +110,9 @@ def test_a_program_of_one_s_own(winnow, tmp_path: Path):
     ended = winnow("import", notebook, "--out", tmp_path / "lab.md", "--program", tmp_path / "other.toml")
     assert "2 commands: 2 imported" in ended.out
     assert "arms.slow = {}  # line 3; seed 0" in (tmp_path / "lab.md").read_text()
+    notebook.write_text("# Rates\n\n```\npython -m other.train --out fast --rate quick\n```\n")
+    ended = winnow("import", notebook, "--out", tmp_path / "more.md", "--program", tmp_path / "other.toml")
+    assert f"{notebook}:4: fast: --rate quick: takes a number, not 'quick'" in ended.out
 
 
 def test_importing_never_imports_torch(tmp_path: Path):

@@ -36,6 +36,7 @@ def test_runs_that_differ_in_their_seed_are_one_arm():
     )
     assert arms(imported) == {"one": {"wide": (1337, 1338), "narrow": (1337, 7)}}
     assert imported.studies[0].seeds == (7, 1337, 1338)
+    assert [each.repeats for each in imported.runs] == [None] * 4
 
 
 def test_a_default_that_is_written_out_changes_nothing():

@@ -258,8 +258,9 @@ def test_a_fence_left_open_does_not_swallow_what_is_added():
 
 
 def test_text_of_a_source_cannot_become_markup_or_a_marker():
-    found = read(run("a", "--colour '<!-- winnow:x -->|`'"))
+    found = read(run("a", "--colour '<!-- winnow:x -->|`'"), run("'b`|'", "--mup"))
     text = transcript(found)
+    assert "b\\`\\|" in text
     assert "<!-- winnow" not in text
     assert Document(text.encode(), Path("x.md")).cells == ()
 

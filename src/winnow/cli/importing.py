@@ -81,8 +81,9 @@ def import_notebook(
         output.say_json({**imported.plain(), "written": str(target)})
         return
     for launch, refused in imported.refused:
+        name = imported.name(launch)
         for item in refused:
-            output.say(f"{file}:{item.line}: {f'{launch.name}: ' if launch.name else ''}{item.message}")
+            output.say(f"{file}:{item.line}: {f'{name}: ' if name else ''}{item.message}")
     for sentence in summary(imported):
         output.say(sentence)
     if imported.studies and source == "stdlib":

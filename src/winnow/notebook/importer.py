@@ -22,7 +22,7 @@ from winnow.notebook.gathering import Gathering, ImportedRun, ImportedStudy
 from winnow.notebook.launches import Launch, launches
 from winnow.notebook.outline import Outline, outline
 from winnow.notebook.pages import Page
-from winnow.notebook.program import Program, program_of
+from winnow.notebook.program import Program, Role, program_of
 from winnow.notebook.scale import Scale
 from winnow.notebook.statements import Hypothesis, statements
 
@@ -46,6 +46,8 @@ class Imported:
     hypotheses: tuple[Hypothesis, ...]
     outline: Outline
     """Of a notebook without commands: experiments and arms by their headings."""
+    programs: tuple[Program, ...]
+    """What was known of programs."""
 
     @property
     def runs(self) -> tuple[ImportedRun, ...]:
@@ -56,6 +58,10 @@ class Imported:
         """Launches that became no run, and why."""
         pairs = zip(self.launches, self.outcomes, strict=True)
         return tuple((launch, each) for launch, each in pairs if isinstance(each, tuple))
+
+    def name(self, launch: Launch) -> str | None:
+        """How a launch calls its run."""
+        return _said(launch, "name", self.programs)
 
     def answer(self, hypothesis: Hypothesis) -> str:
         """How a hypothesis was answered: "own result", "summary", or "none"."""
@@ -73,7 +79,8 @@ class Imported:
         commands: list[dict[str, Any]] = []
         for launch, outcome in zip(self.launches, self.outcomes, strict=True):
             state = None if launch.state is None else launch.state.text
-            about = {"line": launch.line, "group": launch.group, "name": launch.name, "state": state}
+            group = _said(launch, "group", self.programs)
+            about = {"line": launch.line, "group": group, "name": self.name(launch), "state": state}
             if isinstance(outcome, ImportedRun):
                 repeats = None if outcome.repeats is None else outcome.repeats.line
                 run = {"study": outcome.study.id, "arm": outcome.arm.name, "seed": outcome.seed}
@@ -136,7 +143,7 @@ def import_page(
     for launch in found:
         outcome = _outcome(launch, programs, choices, gathering)
         if isinstance(outcome, tuple):
-            gathering.refuse(launch, launch.name)
+            gathering.refuse(launch, _said(launch, "name", programs))
         outcomes.append(outcome)
     gathering.finish()
     return Imported(
@@ -149,7 +156,17 @@ def import_page(
         equal=tuple(tuple(runs) for runs in gathering.equal()),
         hypotheses=statements(page, found).hypotheses,
         outline=outline(page),
+        programs=tuple(programs),
     )
+
+
+def _said(launch: Launch, role: Role, programs: Sequence[Program]) -> str | None:
+    """What a launch gives for the option of a role; where its program is not described, for the usual one."""
+    program = program_of(launch.module, programs)
+    if program is None:
+        return launch.name if role == "name" else launch.group
+    option = launch.option(program.with_role(role) or "")
+    return None if option is None else option.value
 
 
 def _outcome(

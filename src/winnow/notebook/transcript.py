@@ -138,7 +138,7 @@ def _prose(imported: Imported) -> Iterator[str]:
                 study = opened.get(id(launch))
                 if study is not None:
                     yield from [APART, "```toml study", *cell(imported, study).split("\n"), "```", APART]
-                yield from [APART, *_said(launch, outcome), APART]
+                yield from [APART, *_said(launch, outcome, imported.name(launch)), APART]
         else:
             yield from _kept(fence, page.lines)
         number = fence.last_line + 1
@@ -151,20 +151,25 @@ def _kept(fence: Fence, lines: Sequence[str]) -> Iterator[str]:
         yield fence.markup
 
 
-def _said(launch: Launch, outcome: ImportedRun | Refused) -> list[str]:
+def _said(launch: Launch, outcome: ImportedRun | Refused, called: str | None) -> list[str]:
     """What a command became, as a quotation."""
-    state = "" if launch.state is None else f", there `{launch.state.text}`"
+    state = "" if launch.state is None else f", there {_code(launch.state.text)}"
     if isinstance(outcome, tuple):
-        name = f" `{launch.name}`" if launch.name else ""
+        name = f" {_code(called)}" if called else ""
         lines = [f"**Not imported**{name} (line {launch.line}{state})"]
         lines += [f"- line {item.line}: {escape(item.message)}" for item in outcome]
     else:
         again = "" if outcome.repeats is None else f": the run of line {outcome.repeats.line} again"
         lines = [f"**Run** `{outcome.place}` (line {launch.line}{state}){again}"]
         if outcome.settled.name != outcome.arm.name:
-            lines[0] += f"; called `{outcome.settled.name}` there"
+            lines[0] += f"; called {_code(outcome.settled.name)} there"
         lines += [f"- {escape(note)}" for note in outcome.notes]
     return [f"> {line}" for line in lines]
+
+
+def _code(text: str) -> str:
+    """A word of the source's as code; as text where it holds what would end the code or a column."""
+    return f"`{text}`" if text and not set(text) & set("`|\n") else escape(text)
 
 
 def _marks(imported: Imported) -> dict[int, str]:
@@ -245,7 +250,7 @@ def _many(number: int, noun: str, plural: str | None = None) -> str:
 
 def _refusals(imported: Imported) -> list[str]:
     rows = [
-        [str(item.line), f"`{launch.name}`" if launch.name else "", escape(item.message)]
+        [str(item.line), _code(imported.name(launch) or ""), escape(item.message)]
         for launch, refused in imported.refused
         for item in refused
     ]
