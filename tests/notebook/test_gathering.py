@@ -79,6 +79,13 @@ def test_a_run_that_starts_from_another_names_it_with_its_step():
     assert "graft" not in second.arm.full()
 
 
+def test_of_runs_of_one_name_the_last_one_left_the_checkpoint():
+    imported = read(
+        run("first", "--n_heads 12", group="a"), run("first", group="a"), run("child", start("first"), group="b")
+    )
+    assert imported.runs[2].arm.start is imported.runs[1]
+
+
 def test_the_last_step_need_not_be_kept():
     imported = read(run("first", group="a"), run("second", start("first", "02500"), group="b"))
     assert "keep" not in imported.runs[0].arm.full()["train"]
