@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.notebook.command_notebooks import PLANTED, notebook
+from tests.notebook.command_notebooks import notebook
+from tests.notebook.planted_defects import PLANTED
 
 SCHEMA = Path(__file__).parents[1] / "notebook" / "driftnet.toml"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.notebook.command_notebooks import PLANTED, notebook
+from tests.notebook.command_notebooks import notebook
+from tests.notebook.planted_defects import PLANTED
 
 from winnow.notebook.lint import RULES, lint_bytes
 from winnow.notebook.program import known_programs, read_program
