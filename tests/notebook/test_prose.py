@@ -94,6 +94,7 @@ def test_comments_vanish_and_a_break_stays(tmp_path: Path):
     assert "said" not in found
     assert "neither" not in found
     assert "<br>c" in found
+    assert "between" in html(read(tmp_path, "<!-- one --> between <!-- two -->\n")), "only comments vanish"
     assert "end" in found
 
 
