@@ -63,6 +63,22 @@ def test_a_url_that_names_no_place_is_refused_without_its_secrets(url: str, word
     assert "me:pw" not in public_url("http://me:pw@host/x")
 
 
+def test_what_a_file_system_says_is_told_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers repeat the key that they refuse, and a password of no known form stands in the URL alone."""
+    remote = Remote("s3://plainname:not%2Fof%2Fany%2Fform@bucket/p")
+
+    class Files:
+        def find(self, root: str, detail: bool) -> None:
+            raise OSError("plainname with not/of/any/form may not list " + root)
+
+    monkeypatch.setattr(remote, "_opened", Files())
+    with pytest.raises(RemoteError) as refused:
+        remote.names()
+    assert "[redacted] with [redacted] may not list bucket/p" in str(refused.value)
+    assert "plainname" not in str(refused.value)
+    assert remote.clean("a not/of/any/form b") == "a [redacted] b"
+
+
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(RefusedError, match=r"s3fs; pip install 'winnow-lab\[s3\]'"):

@@ -126,7 +126,9 @@ def test_what_no_vote_reaches_is_told_from_what_is_not_connected(text: Path, mon
 
     def dead() -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for item in watched(config):
+        said = watched(config)
+        assert [item.severity for item in said if item.rule == "unselective"] == ["notice", "warning"]
+        for item in said:
             if item.rule == "dead-parameter":
                 found.setdefault(item.severity, set()).add(str(item.where).rpartition("attention.")[2])
         return found
