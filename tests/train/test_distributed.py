@@ -288,8 +288,9 @@ def test_a_signal_stops_all_ranks_at_one_step_and_one_process_goes_on(
 
 BREAKS = '''
 """A model that breaks on rank 1, in its fourth training pass."""
-import os, signal, time
+import datetime, os, signal, time
 from typing import Literal
+import torch
 import torch.distributed as dist
 from winnow.models import GPT, GPTConfig
 
@@ -359,8 +360,8 @@ def test_a_rank_that_is_killed_ends_all_with_its_signal(store: RunStore, text: P
 @pytest.mark.parametrize(
     ("rank_0", "rank_1"),
     [
-        # Its connections close before it says why: rank 0 fails in a sum, and is the first to say so.
-        ("", "dist.destroy_process_group(); time.sleep(1); "),
+        # Rank 0 waits for it too long, and is the first to say so.
+        ("dist.irecv(torch.zeros(1), src=1).wait(datetime.timedelta(milliseconds=200))", "time.sleep(3); "),
         # As the watchdog of NCCL ends a process that waits for another.
         ("os.abort()", ""),
     ],
