@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,29 @@ def test_a_run_is_grafted_at_its_last_weights(winnow, tmp_path: Path):
     assert trained.sha256 == record.weights
     out = "blocks.0.attention.out.weight"
     assert torch.equal(found.weights[out], trained.weights[out][:, :8])
+
+
+def test_what_a_runs_own_grafts_did_stands_in_its_record_and_its_log(winnow, tmp_path: Path):
+    store, text = RunStore(tmp_path / "store"), write_text(tmp_path / "text.txt")
+    facts: dict[str, dict[str, Any]] = {}
+    for init in ("normal", "ko_zero", "zero"):
+        record = run_in(store, make(text, graft=[{"kind": "add-heads", "init": init}]), arm=init)
+        shown = json.loads(winnow("show", f"test/{init}/0", "--store", store.root, "--json").out)["record"]
+        facts[init] = {name: value for name, value in shown["facts"].items() if name.startswith("graft_")}
+        log = (store.path(record.digest) / "log.txt").read_text()
+        added = 3 * 8 * (16 + 1) + 8 * 16
+        assert facts[init]["graft_added"] == added
+        assert f"grafted: +{added:,} parameters" in log
+        assert facts[init]["graft_preserves"] == ("no" if init == "normal" else "yes")
+        assert (facts[init]["graft_max_logit_change"] > 1e-3) == (init == "normal")
+        assert (abs(facts[init]["graft_ce_change"]) > 1e-6) == (init == "normal")
+        assert (facts[init]["graft_smallest_peak"] > 0) == (init != "zero")
+        waking = {"normal": "update 1", "ko_zero": "update 3", "zero": "never"}[init]
+        assert f"grafted: attention.qkv.weight[q.0], first gradient: {waking}\n" in log
+    assert "graft_max_logit_change" in winnow("show", "test/normal/0", "--store", store.root).out
+    assert facts["zero"]["graft_smallest_peak_of"] == "blocks.0.attention.out.weight[o.0]"
+    plain = run_in(store, make(text))
+    assert not [name for name in plain.facts if name.startswith("graft_")]
 
 
 def test_a_source_that_is_none(winnow, tmp_path: Path):

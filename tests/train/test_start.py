@@ -84,6 +84,10 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
 
 
+def grafts(record: RunRecord) -> dict[str, Any]:
+    return {name: value for name, value in record.facts.items() if name.startswith("graft_")}
+
+
 def hashed(batches: list[Batch]) -> str:
     found = hashlib.sha256()
     for batch in batches:
@@ -183,6 +187,7 @@ def test_a_stopped_child_goes_on_without_its_parent(
     # The parent is in another store, which is gone by now.
     record = run_child(other, config, whole, parents=RunStore(tmp_path / "none"))
     assert (record.weights, record.trace, record.findings) == (expected.weights, expected.trace, expected.findings)
+    assert grafts(record) == grafts(expected) != {}
     left = [path.name for path in step_folders(other.path(record.digest) / "checkpoints")]
     assert left == [step_folder(12)], "its starting values are no longer needed"
 
@@ -210,6 +215,7 @@ def test_a_child_killed_before_its_first_update_is_found_the_same(
             run_child(other, config, whole, parents=store)
     record = run_child(other, config, whole, parents=RunStore(tmp_path / "none"))
     assert (record.weights, record.trace, record.findings) == (expected.weights, expected.trace, expected.findings)
+    assert grafts(record) == grafts(expected) != {}
 
 
 @pytest.mark.parametrize("mode", ["resume", pytest.param("restart", marks=pytest.mark.soak)])

@@ -229,15 +229,7 @@ def _say(report: SurgeryReport) -> None:
         output.say(line)
     if not report.fresh:
         return
-    counts: dict[tuple[str, str], int] = {}
-    for parameter, slices in report.fresh.items():
-        for name in slices:
-            label = f"{parameter}[{name}]" if name else parameter
-            wakes = report.wakes.get(label, 0)
-            when = "never" if wakes is None else f"update {wakes}" if wakes else "frozen"
-            key = (".".join(part for part in label.split(".", 2) if part != "blocks" and not part.isdecimal()), when)
-            counts[key] = counts.get(key, 0) + 1
     output.say()
-    rows = [[label, str(count), when] for (label, when), count in counts.items()]
+    rows = [[fresh.name, str(fresh.layers), fresh.when] for fresh in report.waking()]
     for line in output.columns(rows, ["fresh", "layers", "first gradient"], indent="  "):
         output.say(line)

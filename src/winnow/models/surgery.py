@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -29,7 +30,17 @@ from winnow.models.base import ModelConfig
 from winnow.models.grafts import GraftConfig, grow
 from winnow.models.transplant import Transplant, filled, label, layout, transplant
 
-__all__ = ["Operation", "SurgeryReport", "grow", "operate", "peaks"]
+__all__ = ["Operation", "SurgeryReport", "Waking", "grow", "operate", "peaks"]
+
+
+class Waking(NamedTuple):
+    """Fresh slices of one name that begin to learn at the same time."""
+
+    name: str
+    """Without the layer: `attention.qkv.weight[q.0]`."""
+    layers: int
+    when: str
+    """`update 2`, `never` or `frozen`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,18 @@ class SurgeryReport:
     def dead(self) -> tuple[str, ...]:
         """Fresh slices that can never learn."""
         return tuple(name for name, update in self.wakes.items() if update is None)
+
+    def waking(self) -> list[Waking]:
+        """For people: the fresh slices, those of all layers as one."""
+        found: dict[tuple[str, str], int] = {}
+        for parameter, cells in self.fresh.items():
+            for cell in cells:
+                of = label(parameter, cell)
+                update = self.wakes.get(of, 0)
+                when = "never" if update is None else f"update {update}" if update else "frozen"
+                name = ".".join(part for part in of.split(".", 2) if part != "blocks" and not part.isdecimal())
+                found[name, when] = found.get((name, when), 0) + 1
+        return [Waking(name, layers, when) for (name, when), layers in found.items()]
 
 
 @dataclass(frozen=True)

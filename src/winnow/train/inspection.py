@@ -54,6 +54,9 @@ def at_end(loop: Loop, reported: Mapping[str, float]) -> list[Finding]:
     missing = health.steps_missing(asked, done)
     changes = slices.relative_changes(final, initial, table)
     loop.changes = slices.change_facts(changes)
+    if loop.grafted is not None:
+        sizes = {"vocab_size": loop.task.vocab_size, "context": loop.config.task.context}
+        loop.changes |= loop.grafted.peak_facts(loop.config.grown, final, **sizes)
     return [
         *found,
         *([] if missing is None else [missing]),

@@ -25,6 +25,7 @@ from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig, split_ranks
 from winnow.train.device import autocast
 from winnow.train.evaluate import evaluate, held_out, look_inside
+from winnow.train.grafted import Grafted
 from winnow.train.group import ALONE, BUILD, Charge, Group, together
 from winnow.train.losses import Forward, Losses, Smoothed, losses, target_weight, tensors_of
 from winnow.train.optim import Optimizer, learning_rate
@@ -105,6 +106,8 @@ class Loop:
         self.position = Position()
         """Where the run stood before its first update."""
         self.first_ce: float | None = None
+        self.grafted: Grafted | None = None
+        """What the run's own grafts did before its first update; None: it has none."""
         self._smoothed = Smoothed()
         self.backends = Backends()
         with watch_reads() as seen:
@@ -291,6 +294,7 @@ class Loop:
                 "smoothed": [self._smoothed.total, self._smoothed.weight],
                 "first_ce": self.first_ce,
                 "start": self.position.dump(),
+                "graft": None if self.grafted is None else self.grafted.dump(),
                 "without_gradient": self.gradients.unseen,
                 "update_ratios": self.ratios.dump(),
                 "backends": self.backends.ran,
@@ -312,6 +316,8 @@ class Loop:
         self._smoothed = Smoothed(*snapshot.progress["smoothed"])
         self.first_ce = snapshot.progress["first_ce"]
         self.position = Position.of(snapshot.progress)
+        graft = snapshot.progress.get("graft")
+        self.grafted = None if graft is None else Grafted.load(graft)
         if "without_gradient" in snapshot.progress:  # a starting point has not looked yet
             self.gradients.restore(snapshot.progress["without_gradient"])
         self.ratios.restore(snapshot.progress.get("update_ratios", {}))

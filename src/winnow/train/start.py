@@ -31,6 +31,7 @@ from winnow.train import health
 from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig
 from winnow.train.evaluate import held_out
+from winnow.train.grafted import Grafted
 from winnow.train.losses import tensors_of
 
 PROBE_TOKENS = 2048
@@ -112,6 +113,7 @@ class Start:
                 "smoothed": list(self.smoothed),
                 "first_ce": self.first_ce,
                 "start": Position(self.step, self.data_step, updates_in(self.moments), self.tokens_before).dump(),
+                "graft": None if self.report is None else Grafted.of(self.report).dump(),
             },
         )
 

@@ -84,6 +84,7 @@ class Tally:
         facts: dict[str, Fact] = {
             **loop.task.facts(),
             **loop.model.facts(config.task.context),
+            **({} if loop.grafted is None else loop.grafted.facts()),
             **loop.changes,
             "vocab_size": loop.task.vocab_size,
             "context": config.task.context,

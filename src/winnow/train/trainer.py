@@ -35,6 +35,7 @@ from winnow.train import checkpoint, health
 from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig
 from winnow.train.device import PeakMemory, denormals_flushed, exactness
+from winnow.train.grafted import lines as graft_lines
 from winnow.train.group import ALONE, Group
 from winnow.train.loop import Loop
 from winnow.train.start import Parent
@@ -158,6 +159,8 @@ class Training:
             self.run.journal.truncate(0)
             self._tally.made_by = here
             # Known only to who has read the parent; a run that is killed from here on need not.
+            for line in () if self._loop.start.report is None else graft_lines(self._loop.start.report):
+                self._log(line)
             for finding in self._loop.start.findings():
                 self._add(finding)
             self._tally.parent_loss = self._loop.start.parent_loss
