@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.attention.variants import VARIANTS
-from tests.train.runs import CPU, go_on, make, run_in, said
+from tests.train.runs import CPU, go_on, identity, make, run_in, said
 from tests.train.test_start import child_of, read
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from winnow.attention import Mixed
 from winnow.attention.selective import SelectiveAttention
 from winnow.attention.selective_presets import PRESETS
 from winnow.attention.selectors import LinearCombination
+from winnow.models.interchange import read_weights, write_model
 from winnow.parameters import STD, ParameterSpec, initialise, normal, parameter_table, spec
 from winnow.records.run import Finding, Label, RunRecord, Spread
 from winnow.records.store import RunStore
@@ -28,10 +29,13 @@ from winnow.train.config import RunConfig
 from winnow.train.loop import Loop
 from winnow.train.mechanism_checks import mechanism_findings
 from winnow.train.optim import Optimizer
+from winnow.train.parents import file_parent
 from winnow.train.preflight import preflight
 from winnow.train.slices import barely_moved, dead_parameters, relative_changes
+from winnow.train.start import Parent
 from winnow.train.start_checks import initial_spread, initial_values
 from winnow.train.step_checks import RateWatch
+from winnow.train.trainer import train
 
 SMALL = {
     "model__n_layers": 2,
@@ -328,7 +332,84 @@ def test_a_start_far_above_its_parent_is_told(store: RunStore, text: Path, chang
     assert rules(given) == []
     weights = {**given.snapshot.weights, "embedding.weight": given.snapshot.weights["embedding.weight"] * 40}
     assert rules(replace(given, snapshot=replace(given.snapshot, weights=weights))) == [("start-exploded", "warning")]
-    assert health.start_exploded(9.0, None) is None
+
+
+def told(config: RunConfig, parent: Parent) -> list[str]:
+    found = preflight(config, seed=0, device=CPU, steps=0, parent=parent).findings
+    return [item.message for item in found if item.rule == "start-exploded"]
+
+
+def spoilt(parent: Parent) -> Parent:
+    weights = {**parent.snapshot.weights, "embedding.weight": parent.snapshot.weights["embedding.weight"] * 40}
+    return replace(parent, snapshot=replace(parent.snapshot, weights=weights))
+
+
+def test_a_parent_that_was_not_evaluated_where_it_was_kept_is_compared_all_the_same(
+    store: RunStore, text: Path
+) -> None:
+    whole = run_in(store, make(text, train__keep=(5,), evaluation__every=4))
+    losses = {row["step"]: row["val/ce"] for row in store.metrics(whole.digest) if "val/ce" in row}
+    assert list(losses) == [0, 4, 8, 12]
+    folder = store.path(whole.digest) / "checkpoints" / "step-00000005"
+    config = child_of(whole, text)
+    beside = {"path": str(folder), "identity": file_parent(str(folder)).identity}
+    for start, parent in (
+        ({}, read(config, whole, store)),
+        ({"init_from": beside}, file_parent(str(folder))),
+    ):
+        assert parent.loss == max(losses[4], losses[8])
+        child = RunConfig.model_validate({**config.dump(), **start})
+        assert told(child, parent) == []
+        [message] = told(child, spoilt(parent))
+        assert f"the parent's was {parent.loss:.3f}" in message
+    (store.path(whole.digest) / "metrics.0.jsonl").unlink()
+    assert file_parent(str(folder)).loss is None
+
+
+def test_a_parent_on_another_text_is_no_measure(store: RunStore, text: Path) -> None:
+    whole = run_in(store, make(text, train__keep=(5,)))
+    config = child_of(whole, text, {"task__validation_fraction": 0.2})
+    better = replace(read(config, whole, store), loss=1.0)
+    assert told(config, better) == []
+    assert told(child_of(whole, text), better) != []
+
+
+def test_weights_of_a_file_are_held_to_knowing_nothing(
+    store: RunStore, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_in(store, make(text))
+    weights = read_weights(store.path(whole.digest)).weights
+
+    def child(folder: str, weights: Mapping[str, Tensor], **changes: Any) -> tuple[RunConfig, Parent]:
+        write_model(tmp_path / folder, make(text).model, weights, 256, 16)
+        parent = file_parent(str(tmp_path / folder))
+        start = {"path": str(tmp_path / folder), "identity": parent.identity}
+        return RunConfig.model_validate({**make(text).dump(), "init_from": start, **changes}), parent
+
+    assert told(*child("good", weights)) == []
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    garbage = {**weights, "embedding.weight": weights["embedding.weight"][order] * 40}
+    config, parent = child("garbage", garbage)
+    assert parent.loss is None
+    [message] = told(config, parent)
+    assert "knowing nothing costs 5.545" in message
+    claimed = store.claim(identity(config))
+    assert claimed is not None
+    with claimed as run:
+        record = train(config, run, seed=0, device=CPU, parent=lambda: parent)
+    assert "start-exploded" in {item.rule for item in record.findings}
+    monkeypatch.setattr(health, "FIRST_LOSS_NATS", -1.0)
+    [message] = told(*child("grown", weights, graft=[{"kind": "add-heads"}]))
+    assert "grafts alone have added" in message
+
+
+def test_a_graft_that_ruins_weights_of_unknown_loss_is_told() -> None:
+    assert health.start_exploded(4.0, 256, parent=None, graft=None) is None
+    assert health.start_exploded(4.0, 256, parent=None, graft=0.4) is None
+    found = health.start_exploded(4.0, 256, parent=None, graft=0.7)
+    assert found is not None
+    assert "grafts alone have added 0.700" in found.message
+    assert health.start_exploded(4.0, 256, parent=3.8, graft=0.7) is None, "what is known of the whole text decides"
 
 
 # Mechanisms

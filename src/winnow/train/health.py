@@ -16,7 +16,7 @@
 | non-finite | a loss or gradient is NaN or infinite; the run becomes `diverged` | warning | here |
 | loss-divergence | the smoothed loss is far above its start; the run becomes `diverged` | warning | here |
 | first-loss | step-0 loss is below ln(vocab) (invalid) or far above it (warning) | both | here |
-| start-exploded | the starting weights are far worse than the parent's | warning | here |
+| start-exploded | a parent's weights start far worse than they were, or than knowing nothing | warning | here |
 | dead-by-construction | a graft starts slices that no gradient can reach | invalid | here |
 | warmup-only | warm-up lasts as long as the run, so the peak rate is never held | warning | here |
 | steps-missing | the optimizer did not do as many updates as were asked for | invalid | here |
@@ -158,19 +158,37 @@ def first_loss(cross_entropy: float, vocab_size: int) -> Finding | None:
     )
 
 
-def start_exploded(cross_entropy: float, parent: float | None) -> Finding | None:
-    """Whether a run's starting weights lost what its parent's had learnt. Both nats per token, of validation; parent
-    None: no parent, or its loss is not known."""
-    if parent is None or cross_entropy - parent <= FIRST_LOSS_NATS:
+def start_exploded(
+    cross_entropy: float, vocab_size: int, *, parent: float | None, graft: float | None
+) -> Finding | None:
+    """Whether a run that starts from another's weights, or from a file's, lost what these had learnt.
+
+    cross_entropy: before the first update; parent: of the parent at its checkpoint, None: not known. All of validation,
+    nats per token. graft: how far grafts change it by themselves; None: there are none, or it was not measured.
+    """
+    message = f"before the first update the loss is {cross_entropy:.3f} nats, "
+    mend = "look at the file, the tokenizer and the context"
+    if parent is not None:
+        lost = cross_entropy - parent > FIRST_LOSS_NATS
+        message += (
+            f"the parent's was {parent:.3f}: the weights that were loaded, or what was grafted onto them, do not "
+            "compute what the parent did"
+        )
+        mend = "look at the graft's start (`winnow graft`), the tokenizer and the context"
+    elif graft is not None and graft > FIRST_LOSS_NATS:
+        lost = True
+        message += f"of which grafts alone have added {graft:.3f}: they undo what the weights had learnt"
+        mend = "choose another `init` of the graft: ko_zero changes the function as little as can be"
+    else:
+        expected = math.log(vocab_size)
+        lost = cross_entropy - expected > FIRST_LOSS_NATS
+        message += (
+            f"knowing nothing costs {expected:.3f} (ln(vocab)): weights that are worse than that hold nothing of this "
+            "text, or are not what they were"
+        )
+    if not lost:
         return None
-    return Finding(
-        rule="start-exploded",
-        severity="warning",
-        message=f"before the first update the loss is {cross_entropy:.3f} nats, the parent's was {parent:.3f}: the "
-        "weights that were loaded, or what was grafted onto them, do not compute what the parent did",
-        where="step 0",
-        mend="look at the graft's start (`winnow graft`), the tokenizer and the context",
-    )
+    return Finding(rule="start-exploded", severity="warning", message=message, where="step 0", mend=mend)
 
 
 def dead_by_construction(dead: Sequence[str]) -> list[Finding]:

@@ -269,6 +269,13 @@ class Loop:
             found = health.non_finite(self.step, self.model, forward)
         return min(self.group.gather(found), key=health.place_order)
 
+    def judge_first_loss(self, cross_entropy: float, parent_loss: float | None) -> Finding | None:
+        """What is wrong with the validation loss before the first update, nats per token; see `Start.parent_loss`."""
+        if self.config.init_from is None:
+            return health.first_loss(cross_entropy, self.task.vocab_size)
+        graft = None if self.grafted is None else self.grafted.ce_change
+        return health.start_exploded(cross_entropy, self.task.vocab_size, parent=parent_loss, graft=graft)
+
     @together
     def findings_at_start(self) -> tuple[list[Finding], dict[str, Spread]]:
         """Rules that need the starting weights; and how far these lie from 0, by parameter."""

@@ -7,6 +7,7 @@ whole one say, would be another starting point under the same name.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from winnow.errors import InputError
 from winnow.models.fetch import fetch
 from winnow.models.interchange import read_weights
 from winnow.records.checkpoints import DamagedError, step_folder, step_folders, step_of
+from winnow.records.journal import read_journal
+from winnow.records.manifest import METRICS
 from winnow.records.run import RunIdentity, RunRecord
 from winnow.records.store import RunStore
 from winnow.train.checkpoint import Snapshot, read
@@ -62,6 +65,7 @@ def file_parent(path: str) -> Parent:
         config=config,
         seed=about.seed,
         data=about.data,
+        loss=_loss_beside(found.checkpoint, snapshot.step),
         said=found.said,
     )
 
@@ -86,8 +90,6 @@ def _run_parent(start: InitFromConfig, seed: int, digest: str, store: RunStore) 
     if not folder.is_dir():
         raise InputError(*_no_checkpoint(store, digest, step, name))
     snapshot = _whole(folder, digest)
-    rows = store.metrics(digest)
-    loss = next((row["val/ce"] for row in rows if row["step"] == step and "val/ce" in row), None)
     return Parent(
         f"{name}, step {step}",
         identity,
@@ -98,8 +100,24 @@ def _run_parent(start: InitFromConfig, seed: int, digest: str, store: RunStore) 
         config=config,
         seed=record.seed,
         data=record.data,
-        loss=loss if isinstance(loss, float) else None,
+        loss=_loss(store.metrics(digest), step),
     )
+
+
+def _loss(rows: list[dict[str, Any]], step: int) -> float | None:
+    """The validation loss of a run after `step` updates: where it was not evaluated there, the larger one of the
+    evaluations before and after."""
+    found = [(row["step"], row["val/ce"]) for row in rows if "val/ce" in row]
+    around = [*[loss for at, loss in found if at <= step][-1:], *[loss for at, loss in found if at >= step][:1]]
+    return max(around) if around and all(map(math.isfinite, around)) else None
+
+
+def _loss_beside(checkpoint: Path, step: int) -> float | None:
+    """The same from the metrics in the folder of the checkpoint's run; None where they are not there or not whole."""
+    try:
+        return _loss(read_journal(checkpoint.parent.parent / METRICS), step)
+    except (FileNotFoundError, InputError):
+        return None
 
 
 def _step(start: InitFromConfig, record: RunRecord, name: str) -> int:

@@ -60,8 +60,7 @@ def preflight(
         wrong, _ = loop.findings_at_start()
         evaluation, inside, update = loop.watched_update()
         findings = [
-            None if parent is not None else health.first_loss(evaluation["val/ce"], loop.task.vocab_size),
-            health.start_exploded(evaluation["val/ce"], loop.start.parent_loss),
+            loop.judge_first_loss(evaluation["val/ce"], loop.start.parent_loss),
             health.warmup_only(config.train),
             None
             if config.evaluation.inside is None  # a resumed run may start between two looks

@@ -59,7 +59,7 @@ class Parent:
     data: str | None = None
     """Digest of the parent's data; None: not known."""
     loss: float | None = None
-    """Its validation loss at that step, nats per token, where it was evaluated there."""
+    """Its validation loss at that step, nats per token; None: not known."""
     own: bool = False
     """These are the run's own starting values, grafts and all, from its own first checkpoint."""
     said: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Start:
     first_ce: float | None = None
     """First training loss of a parent that is resumed, nats per token."""
     parent_loss: float | None = None
-    """The parent's validation loss at its checkpoint, nats per token; None: no parent, or not known."""
+    """The parent's validation loss at its checkpoint, nats per token; None: no parent, not known, or of other data."""
     report: SurgeryReport | None = None
     """None: no graft."""
     converted: tuple[str, ...] = ()
@@ -234,7 +234,7 @@ def _resumed(config: RunConfig, task: Task, seed: int, parent: Parent) -> Start:
         moments=snapshot.moments,
         smoothed=_pair(snapshot.progress),
         first_ce=snapshot.progress["first_ce"],
-        parent_loss=parent.loss,
+        parent_loss=_loss_here(task, parent),
         converted=parent.said,
     )
 
@@ -253,10 +253,15 @@ def _restarted(config: RunConfig, task: Task, seed: int, parent: Parent, *, mome
         data_step=0 if other is not None else position.data_step + snapshot.step - position.step,
         tokens_before=tokens_seen(before, snapshot),
         moments=snapshot.moments if moments else {},
-        parent_loss=parent.loss,
+        parent_loss=_loss_here(task, parent),
         converted=parent.said,
         restarted=None if other is None else f"the data start at the front: {parent.name} has another {other}",
     )
+
+
+def _loss_here(task: Task, parent: Parent) -> float | None:
+    """The parent's loss where it is of the same text: that of another says nothing here."""
+    return parent.loss if parent.data == task.digest else None
 
 
 def _other_place(config: RunConfig, task: Task, seed: int, parent: Parent) -> str | None:

@@ -280,9 +280,8 @@ class Training:
     def _at_start(self, inside: Mapping[str, float], wrong: list[Finding]) -> None:
         """What the first row tells. wrong: what was found before the update."""
         ce = self._evaluated["val/ce"]
-        if math.isfinite(ce) and self.config.init_from is None:
-            self._add(health.first_loss(ce, self._loop.task.vocab_size))
-        self._add(health.start_exploded(ce, self._tally.parent_loss))
+        if math.isfinite(ce):
+            self._add(self._loop.judge_first_loss(ce, self._tally.parent_loss))
         self._add(health.warmup_only(self.config.train))
         every = self.config.evaluation.inside
         if every is not None and self._loop.position.step % every == 0:  # else the first look is still to come
