@@ -269,4 +269,6 @@ def test_a_checkpoint_that_is_alone_or_of_another_run(tmp_path: Path) -> None:
     identity = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**identity, "digest": "f" * 16}))
     with pytest.raises(InputError, match="is of run 0123456789abcdef, and the run's folder is of ffff"):
+        read_weights(step)
+    with pytest.raises(InputError, match="no whole checkpoint: step-00000003: belongs to run 0123456789abcdef"):
         read_weights(tmp_path / "run")

@@ -42,7 +42,7 @@ from winnow.models.tensor_files import (
     sha256_of,
     state_dict_of,
 )
-from winnow.records.checkpoints import MANIFEST, DamagedError, Manifest, read_file, read_manifest, step_folders
+from winnow.records.checkpoints import MANIFEST, DamagedError, Manifest, check, read_file, read_manifest, step_folders
 from winnow.records.files import read_json, safe_name
 from winnow.records.run import RunIdentity
 
@@ -86,8 +86,9 @@ class _Found:
 def read_weights(path: Path) -> Foreign:
     """The model in a local folder or file: Winnow's own, Hugging Face's GPT-2 or nanoGPT's.
 
-    A run's folder means its newest whole checkpoint. Numbers become fp32. Raises InputError, naming file and tensor,
-    for anything that is not whole, not safe, or not what its own settings say.
+    A run's folder means its newest checkpoint that is whole, optimizer and all, and of this run. Numbers become fp32.
+    Raises InputError, naming file and tensor, for anything that is not whole, not safe, or not what its own settings
+    say.
     """
     return _look(path).read()
 
@@ -220,8 +221,7 @@ def _newest(run: Path) -> tuple[Path, tuple[str, ...]]:
     skipped: list[str] = []
     for folder in step_folders(run / CHECKPOINTS):
         try:
-            manifest = read_manifest(folder)
-            read_file(folder, manifest, WEIGHTS)
+            check(folder, _identity(folder).digest)
         except DamagedError as damage:
             skipped.append(f"{folder.name}: {damage}")
             continue

@@ -51,8 +51,9 @@ def step_folders(folder: Path) -> list[Path]:
     return [path for _, path in sorted(named, reverse=True) if path.is_dir()]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint in folder `path`. Raises `DamagedError` where it is not whole."""
+def read_manifest(path: Path, digest: str | None = None) -> Manifest:
+    """The manifest of the checkpoint in folder `path`. Raises `DamagedError` where it is not whole, or not of run
+    `digest` (None: of any)."""
     if not (path / COMPLETE).is_file():
         raise DamagedError("not complete (the program ended while it was written)")
     data = _bytes(path, MANIFEST)
@@ -63,6 +64,8 @@ def read_manifest(path: Path) -> Manifest:
         raise DamagedError(f"version {found['version']} is not known")
     if path.name != step_folder(found["step"]):
         raise DamagedError(f"holds step {found['step']}")
+    if digest not in (None, found["digest"]):
+        raise DamagedError(f"belongs to run {found['digest']}, not to {digest}")
     return Manifest(found["digest"], found["step"], found["files"])
 
 
@@ -75,6 +78,13 @@ def read_file(path: Path, manifest: Manifest, file: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
         raise DamagedError(f"{file} is damaged: its SHA-256 is not the manifest's")
     return data
+
+
+def check(path: Path, digest: str) -> None:
+    """Read every byte of the checkpoint in `path`. Raises `DamagedError` where it is not what run `digest` wrote."""
+    manifest = read_manifest(path, digest)
+    for file in manifest.files:
+        read_file(path, manifest, file)
 
 
 def _bytes(path: Path, file: str) -> bytes:

@@ -166,9 +166,7 @@ def load_newest(folder: Path, digest: str, *, accept: Callable[[Snapshot], str |
 
 def read(path: Path, digest: str) -> Snapshot:
     """The checkpoint in folder `path`. Raises `DamagedError` naming the first file that is wrong."""
-    manifest = read_manifest(path)
-    if manifest.digest != digest:
-        raise DamagedError(f"belongs to run {manifest.digest}, not to {digest}")
+    manifest = read_manifest(path, digest)
     contents = {file: read_file(path, manifest, file) for file in manifest.files}
     progress = json.loads(contents[PROGRESS])
     return Snapshot(

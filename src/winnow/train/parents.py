@@ -52,7 +52,8 @@ def file_parent(path: str) -> Parent:
         return Parent(path, found.sha256, found.config, snapshot, found.vocab_size, found.context, said=found.said)
     # A checkpoint of ours: with the optimizer, and the place in the data.
     about = RunIdentity.model_validate_json((found.checkpoint.parent.parent / "config.json").read_bytes())
-    snapshot = _whole(found.checkpoint, about.digest)
+    mend = "restore it from a copy, or name another step's folder"
+    snapshot = _whole(found.checkpoint, about.digest, mend)
     identity = digest_of([found.sha256, about.digest, snapshot.step, Position.of(snapshot.progress).dump()])
     config = _config(about.config, path)
     return Parent(
@@ -89,7 +90,9 @@ def _run_parent(start: InitFromConfig, seed: int, digest: str, store: RunStore) 
     folder = store.path(digest) / "checkpoints" / step_folder(step)
     if not folder.is_dir():
         raise InputError(*_no_checkpoint(store, digest, step, name))
-    snapshot = _whole(folder, digest)
+    snapshot = _whole(
+        folder, digest, f"restore it from a copy, or remove the run (winnow rm {digest}) and run it again"
+    )
     return Parent(
         f"{name}, step {step}",
         identity,
@@ -136,15 +139,11 @@ def _no_checkpoint(store: RunStore, digest: str, step: int, name: str) -> tuple[
     )
 
 
-def _whole(folder: Path, digest: str) -> Snapshot:
+def _whole(folder: Path, digest: str, mend: str) -> Snapshot:
     try:
         return read(folder, digest)
     except DamagedError as damage:
-        raise InputError(
-            f"is no whole checkpoint: {damage}",
-            file=folder,
-            mend=f"restore it from a copy, or remove the run (winnow rm {digest}) and run it again",
-        ) from damage
+        raise InputError(f"is no whole checkpoint: {damage}", file=folder, mend=mend) from damage
     except (KeyError, ValueError, json.JSONDecodeError) as error:
         raise InputError(f"is no checkpoint of this version: {error}", file=folder) from error
 
