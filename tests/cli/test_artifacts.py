@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from tests.cli.tiny import WINNOW, Ended, winnow, winnow_process, write_study
+from tests.cli.tiny import STUDY, WINNOW, Ended, winnow, winnow_process, write_study
 from tests.records.fabricated import HASTY, assert_whole, content, finished
 from tests.records.s3_server import Fault, S3Server
 from tests.study.studies import fake
@@ -26,7 +26,7 @@ from winnow.records import remote
 from winnow.records.artifacts import pull
 from winnow.records.remote import Remote
 from winnow.records.store import RunStore
-from winnow.study import launch
+from winnow.study import options as study_options
 from winnow.study.uploads import Uploads
 
 SHORT = {"seeds = [0, 1, 2]\nlooks = [2, 3]": "seeds = [0]\nlooks = [1]"}
@@ -146,15 +146,23 @@ def test_a_dead_remote_is_reported_at_the_end_with_what_mends_it(
 
 
 @pytest.mark.parametrize(
-    ("command", "code"), [("exit(0)", 0), ("exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)]
+    ("command", "code", "said"),
+    [
+        ("exit(0)", 0, None),
+        ("exit(7)", 7, "ended with 7"),
+        ("import os; os.kill(os.getpid(), 9)", 137, "was killed by SIGKILL"),
+    ],
 )
-def test_the_code_of_the_last_command_is_winnows(
-    made: tuple[Path, Ended, str], tmp_path: Path, command: str, code: int
+def test_the_code_of_the_last_command_is_winnows_and_said(
+    made: tuple[Path, Ended, str], tmp_path: Path, command: str, code: int, said: str | None
 ) -> None:
     shutil.copytree(made[0] / "winnow-store", tmp_path / "winnow-store")
     write_study(tmp_path, changes=SHORT)
     ended = winnow("run", "tiny.toml", "--then", f'{sys.executable} -c "{command}"', cwd=tmp_path)
     assert ended.code == code, ended.err
+    assert [line for line in ended.err.splitlines() if "--then" in line] == (
+        [] if said is None else [f"--then: {sys.executable!r} {said}"]
+    )
 
 
 def test_what_the_last_command_prints_is_not_between_the_json(capfd: pytest.CaptureFixture[str]) -> None:
@@ -163,10 +171,34 @@ def test_what_the_last_command_prints_is_not_between_the_json(capfd: pytest.Capt
     assert capfd.readouterr() == ("1\n", "1\n")
 
 
+def test_runs_that_wait_for_their_parents_keep_the_last_command_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look is done, the claim is open, and the third seed of the parent was never made."""
+    write_study(
+        tmp_path, name="first.toml", changes={'id = "tiny"': 'id = "first"', "[0, 1, 2]\nlooks = [2, 3]": "[0, 1]"}
+    )
+    ended = winnow("run", "first.toml", "--jobs", 1, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    model = next(line for line in STUDY.splitlines() if line.startswith("base.model"))
+    child = 'base.init_from = { run = "first/control" }'
+    claim = 'claims.c = "slow better-than control on val/ce by 0.001"\n'
+    write_study(tmp_path, f'control = "control"\narms.slow = {{ train.lr = 0.009 }}\n{claim}', changes={model: child})
+    options = fake(tmp_path, {}, monkeypatch)
+    monkeypatch.setattr(study_options, "Options", lambda **given: replace(options, **given))
+    then = f"{sys.executable} -c \"open('done', 'w')\""
+    ended = winnow("run", "tiny.toml", "--then", then, "--json", cwd=tmp_path)
+    assert not (tmp_path / "done").exists()
+    assert "look 2 of 2 waits: runs start from runs that are not finished: first/control seed 2" in ended.err
+    assert "--then was not run: not finished, or not uploaded: tiny: control seed 2, tiny: slow seed 2" in ended.err
+    [report] = json.loads(ended.out)
+    assert (ended.code, report["waiting"], report["failed"]) == (1, ["control seed 2", "slow seed 2"], [])
+
+
 def test_a_run_that_fails_keeps_the_last_command_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = write_study(tmp_path, changes=SHORT)
     options = fake(tmp_path, {"control": {"fail": 1}}, monkeypatch)
-    monkeypatch.setattr(launch, "Options", lambda **given: replace(options, **given))
+    monkeypatch.setattr(study_options, "Options", lambda **given: replace(options, **given))
     then = f"{sys.executable} -c \"open('done', 'w')\""
     url = f"file://{tmp_path}/remote"
     ended = winnow("run", study, "--jobs", 1, "--artifacts", url, "--then", then, cwd=tmp_path)
@@ -186,7 +218,7 @@ def test_a_full_disk_and_a_dead_remote_stop_nothing_but_the_upload(
 ) -> None:
     study = write_study(tmp_path, changes=SHORT)
     options = fake(tmp_path, {}, monkeypatch)
-    monkeypatch.setattr(launch, "Options", lambda **given: replace(options, **given))
+    monkeypatch.setattr(study_options, "Options", lambda **given: replace(options, **given))
     monkeypatch.setattr(launch, "Uploads", lambda store, remote: Uploads(store, remote, HASTY))
     then = f"{sys.executable} -c \"open('done', 'w')\""
     url = f"file://{tmp_path}/remote" if how == "full disk" else server.bucket("dies")

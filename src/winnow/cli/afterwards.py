@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
+from winnow.cli import output
 from winnow.errors import InputError
 
 
@@ -27,7 +29,7 @@ def command_of(text: str | None) -> list[str] | None:
 
 
 def run_command(words: list[str], *, quiet: bool) -> int:
-    """Run it and return its exit code, 128 and the signal's number where one has ended it.
+    """Run it and return its exit code, 128 and the signal's number where one has ended it; one that is not 0 is said.
 
     quiet: what it prints goes to stderr, since stdout is for JSON alone.
     """
@@ -35,4 +37,14 @@ def run_command(words: list[str], *, quiet: bool) -> int:
         code = subprocess.run(words, check=False, stdout=sys.stderr if quiet else None).returncode
     except OSError as error:
         raise InputError(f"{words[0]} cannot be run: {error.strerror}", key="--then") from None
+    if code:
+        how = f"ended with {code}" if code > 0 else f"was killed by {_signal(-code)}"
+        output.note(f"--then: {words[0]!r} {how}")
     return code if code >= 0 else 128 - code
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

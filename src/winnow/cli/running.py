@@ -163,6 +163,7 @@ class Runner:
     def _say(self, study: Study, comparison: Comparison, outcome: Outcome | None, results: Results) -> bool:
         """Say and report where a study stands; whether a run failed or a verdict is unexpectedly invalid."""
         failed = [] if outcome is None else [str(key) for key in outcome.failed]
+        waiting = [] if outcome is None else [str(key) for key in outcome.waiting]
         missing = {} if outcome is None else {str(key): why for key, why in outcome.not_uploaded.items()}
         pictures = [self.source.path.with_name(name) for name in results.pictures]
         files = [str(path) for path in (results_path(self.source, study), *pictures)]
@@ -171,6 +172,7 @@ class Runner:
                 **plain(comparison),
                 "ran": 0 if outcome is None else len(outcome.ran),
                 "failed": failed,
+                "waiting": waiting,
                 "stopped": outcome is not None and outcome.stopped,
                 "artifacts": None if outcome is None else outcome.artifacts,
                 "not_uploaded": missing,
@@ -185,11 +187,16 @@ class Runner:
             output.say()
             for name in failed:
                 output.say(f"failed: {name}; winnow show {study.id}/... tells why, the same command tries again")
+            if waiting:
+                more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+                output.say(
+                    f"waiting: {', '.join(waiting[:3])}{more}; the same command goes on when their parents are there"
+                )
             output.say("results: " + ", ".join(files))
             output.say(f"records: {self.store.root}")
         if outcome is not None and missing:
             _say_missing(self.source, outcome.artifacts or "", missing)
-        return bool(failed or missing) or unexpectedly_invalid(comparison.verdicts)
+        return bool(failed or waiting or missing) or unexpectedly_invalid(comparison.verdicts)
 
     def _say_nothing_to_do(self, study: Study, comparison: Comparison) -> None:
         if study.runs == "recorded":

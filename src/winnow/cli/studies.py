@@ -122,7 +122,8 @@ def run(
         for study in source.studies:
             outcome = runner.run(study)
             if outcome is not None:
-                missing += [f"{study.id}: {key}" for key in dict.fromkeys([*outcome.failed, *outcome.not_uploaded])]
+                undone = dict.fromkeys([*outcome.failed, *outcome.waiting, *outcome.not_uploaded])
+                missing += [f"{study.id}: {key}" for key in undone]
                 stopped = outcome.stopped
             if stopped:
                 break

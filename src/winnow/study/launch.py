@@ -68,6 +68,8 @@ class Outcome:
     """Where the runs were to be uploaded, without credentials; None = nowhere."""
     not_uploaded: Mapping[RunKey, str] = field(default_factory=dict[RunKey, str])
     """Runs with a record that has not arrived there, and why."""
+    waiting: tuple[RunKey, ...] = ()
+    """Runs of the next look that could not start, since a run that one of them starts from is not there."""
 
 
 def silent(event: Event) -> None:
@@ -115,6 +117,7 @@ class _Launch:
         self._findings: list[Finding] = []
         self._ran: list[RunKey] = []
         self._failed: list[RunKey] = []
+        self._waiting: tuple[RunKey, ...] = ()
         url = options.artifacts or study.artifacts
         self._uploads = None if url is None else Uploads(store, Remote(url))
         unknown = [seed for seed in options.seeds or () if seed not in study.seeds]
@@ -160,7 +163,7 @@ class _Launch:
                     self._uploads.abandon()
         ran, failed, findings = tuple(self._ran), tuple(self._failed), tuple(self._findings)
         url = None if self._uploads is None else self._uploads.url
-        return Outcome(self._judged(), ran, failed, stopped, findings, url, missing)
+        return Outcome(self._judged(), ran, failed, stopped, findings, url, missing, self._waiting)
 
     def _check_ranks(self) -> None:
         """Raises InputError where an arm's updates do not divide by the ranks."""
@@ -212,6 +215,7 @@ class _Launch:
         where = self.study.lines.where(tuple((lacking.key or "").split(".")))
         if first:
             raise InputError(lacking.message, file=where, mend=lacking.mend)
+        self._waiting = work.missing
         message = f"look {work.look} of {work.looks} waits: {lacking.message}"
         self._notice(
             Finding(rule="parent-missing", severity="warning", message=message, where=where, mend=lacking.mend)
