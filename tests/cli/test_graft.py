@@ -84,6 +84,8 @@ def test_the_report_as_json_and_the_order_of_grafts(winnow, folder: Path):
     ("options", "message"),
     [
         ((), "nothing is to be done; give --add-heads, --remove-heads or --attention"),
+        (("--init", "zero"), "--init: speaks of new heads, and there are none; say how many with --add-heads N"),
+        (("--remove-heads", 0, "--at", "start"), "--at: speaks of new heads"),
         (("--remove-heads", "a"), "--remove-heads: 'a' names no heads"),
         (("--remove-heads", "1,1"), "--remove-heads: [1, 1] names a head twice"),
         (("--remove-heads", "2"), "--remove-heads: head 2 is not one of 2; use 0 to 1"),

@@ -70,10 +70,15 @@ def graft(
         int | None,
         typer.Option("--add-heads", metavar="N", min=1, help="Then add N heads to every layer.", show_default=False),
     ] = None,
-    at: Annotated[At, typer.Option("--at", help="Where they go; head 0 selects by default.")] = At.START,
+    at: Annotated[
+        At | None, typer.Option("--at", help="Where they go; head 0 selects by default.", show_default="start")
+    ] = None,
     init: Annotated[
-        Init, typer.Option("--init", help="How they begin; docs/surgery.md says which keep the function.")
-    ] = Init.NORMAL,
+        Init | None,
+        typer.Option(
+            "--init", help="How they begin; docs/surgery.md says which keep the function.", show_default="normal"
+        ),
+    ] = None,
     attention: Annotated[
         str | None,
         typer.Option(
@@ -144,10 +149,17 @@ def graft(
         )
 
 
-def _grafts(remove: str | None, add: int | None, at: At, init: Init, attention: str | None) -> dict[str, GraftConfig]:
+def _grafts(
+    remove: str | None, add: int | None, at: At | None, init: Init | None, attention: str | None
+) -> dict[str, GraftConfig]:
     """What is to be done, by the option that says so, in this order. Raises InputError."""
     from winnow.models.grafts import AddHeads, RemoveHeads, SwitchAttention
 
+    told = {"at": at, "init": init}
+    given = {name: value.value for name, value in told.items() if value is not None}
+    if given and add is None:
+        mend = "say how many with --add-heads N, or leave it out"
+        raise InputError("speaks of new heads, and there are none", key=f"--{next(iter(given))}", mend=mend)
     found: dict[str, GraftConfig] = {}
     if remove is not None:
         numbers = [part.strip() for part in remove.split(",")]
@@ -155,7 +167,7 @@ def _grafts(remove: str | None, add: int | None, at: At, init: Init, attention: 
             raise InputError(f"{remove!r} names no heads", key="--remove-heads", mend="write their numbers: 0,3")
         found["--remove-heads"] = _made(RemoveHeads, {"heads": [int(number) for number in numbers]}, "--remove-heads")
     if add is not None:
-        found["--add-heads"] = AddHeads(n=add, at=at.value, init=init.value)
+        found["--add-heads"] = _made(AddHeads, {"n": add, **given}, "--add-heads")
     if attention is not None:
         try:
             table = tomllib.loads(f"attention = {attention}")
