@@ -26,6 +26,7 @@ from winnow.records import remote
 from winnow.records.artifacts import pull
 from winnow.records.remote import Remote
 from winnow.records.store import RunStore
+from winnow.study import launch
 from winnow.study import options as study_options
 from winnow.study.uploads import Uploads
 

@@ -263,6 +263,19 @@ def test_what_cannot_be_asked(tmp_path, commits, good: str, bad: str, changes: d
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["base", "arms.control"])
+def test_an_arm_that_starts_from_another_run_is_refused_with_the_reason(tmp_path, commits, place: str):
+    start = "arms.control = {}\n" if place == "base" else ""
+    text = TEXT.replace("arms.control = {}\n", f'{start}{place}.init_from = {{ run = "first/self" }}\n')
+    study, repository = opened(tmp_path, text + 'arms.alone = { init_from = "off" }\n')
+    with pytest.raises(
+        InputError, match=r"control starts from runs of another study.*--arm.*init_from\.path"
+    ) as caught:
+        ask(study, repository, commits[0], commits[-1])
+    assert (caught.value.line, caught.value.key) == (5 if place == "base" else 4, f"{place}.init_from")
+    assert ask(study, repository, commits[0], commits[-1], arm="alone").arm == "alone"
+
+
 def test_the_smallest_regression_must_be_said_somewhere(tmp_path: Path, commits: list[str]):
     study, repository = opened(tmp_path, TEXT.replace(" smallest 0.05", ""))
     with pytest.raises(InputError, match="--smallest"):

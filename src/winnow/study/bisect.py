@@ -31,6 +31,7 @@ from winnow.errors import InputError, nearest
 from winnow.records.files import FileLock, make_folder, read_json, write_atomic, write_json
 from winnow.study.claims import Claim, parse_claim
 from winnow.study.observations import Observations, Seed
+from winnow.study.overlay import merge
 from winnow.study.plan import design_of
 from winnow.study.spec import Study
 from winnow.study.verdict import DecisionRule, Verdict, judge_claims
@@ -179,6 +180,7 @@ def ask(
     name = study.control if arm is None else arm
     if name not in study.arms:
         raise InputError(f"{name!r} is no arm of {study.id}", key="--arm", mend=nearest(name, study.arms))
+    _check_start(study, name)
     metric = study.endpoint.metric
     if smallest is None:
         given = [claim.smallest for claim in study.claims if claim.metric == metric and claim.smallest is not None]
@@ -191,6 +193,18 @@ def ask(
     first, last = repository.commit(good, "--good"), repository.commit(bad, "--bad")
     commits = repository.between(first, last)
     return Question(study, name, smallest, first, last, commits, repository.root)
+
+
+def _check_start(study: Study, arm: str) -> None:
+    """Raises InputError for an arm whose runs start from other runs: a commit's own store has none of them."""
+    start = merge(study.base, study.arms[arm]).get("init_from")
+    if isinstance(start, dict) and "run" in start:
+        own = "init_from" in study.arms[arm]
+        raise study.lines.error(
+            f"{arm} starts from runs of another study, and a commit is asked in a store of its own, without them",
+            ("arms", arm, "init_from") if own else ("base", "init_from"),
+            "name another arm with --arm, or start from a file with init_from.path",
+        )
 
 
 def bisect(
