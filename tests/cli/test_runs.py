@@ -123,6 +123,20 @@ def test_rm_asks_and_without_anybody_removes_nothing(winnow, store: RunStore, mo
     assert len(store.digests()) == 2
 
 
+def test_rm_tells_runs_that_exist_from_those_that_are_only_planned(winnow, store: RunStore):
+    parent, made, _ = store.digests()
+    runs = {"0": made, "1": "0123456789abcdef"}
+    arm = {"runs": runs, "parent": {"step": 4, "runs": dict.fromkeys(runs, parent)}}
+    (store.root / "studies").mkdir(exist_ok=True)
+    (store.root / "studies" / "later.json").write_text(json.dumps({"arms": {"restart": arm}}))
+    ended = winnow("rm", parent, "--store", store.root)
+    assert ended.err.splitlines()[:2] == [
+        f"later/restart/0 starts from {parent}, and cannot be made again without it",
+        f"later/restart/1 is planned, not begun: it cannot be made without {parent}",
+    ]
+    assert "starts from" not in winnow("rm", parent, made, "--store", store.root).err
+
+
 def test_gc_shows_then_removes_only_with_a_word(winnow, store: RunStore):
     draft = store.path(store.digests()[0]) / ".run.json.0123abcd.tmp"
     draft.write_bytes(b"x" * 2048)

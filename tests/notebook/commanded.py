@@ -112,7 +112,7 @@ def resolve_all(path: Path, parents: Parents | None = None) -> list[Resolved]:
     found: list[Resolved] = []
     for study in open_source(path).studies:
         found.append(resolve(study, parents=parents))
-        parents.plans[study.id] = found[-1].plan
+        parents.add(study, found[-1].plan)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def resolved(folder: Path, *texts: str) -> dict[str, Plan]:
     """Their plans, each with the earlier ones as possible parents."""
     parents = Parents()
     for study in studies(folder, *texts):
-        parents.plans[study.id] = resolve(study, parents=parents).plan
+        parents.add(study, resolve(study, parents=parents).plan)
     return parents.plans
 
 
@@ -202,10 +203,71 @@ def test_a_parent_that_is_not_made_is_refused_with_the_command(tmp_path: Path, m
     finish(store, first, [("self", 0)], step=6)
     with pytest.raises(InputError, match=r"first/self seed 0 has no checkpoint at step 4 \(it has none\).*winnow rm"):
         run_study(second, store, options)
-    more = studies(tmp_path, PARENT, CHILD.replace("seeds = [0, 1]", "seeds = [0, 7]"))[1]
-    keys = [RunKey("restart", 7, "")]
-    plan = resolve(more, parents=Parents(store)).plan
-    assert "add seed 7 to the seeds of first" in str(missing_parents(plan, keys, store))
+    plan = resolve(second, parents=Parents(store)).plan
+    register(
+        studies(tmp_path, PARENT.replace("seeds = [0, 1]\nlooks = [2]", "seeds = [0]\nlooks = [1]"))[0], store, plan
+    )
+    keys = [RunKey("restart", 1, "")]
+    assert "add seed 1 to the seeds of first" in str(missing_parents(plan, keys, store)), (
+        "they were there when resolved"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "seed"),
+    [
+        ("seeds = [0, 1]\nlooks = [2]", "seeds = [0, 7]\nlooks = [2]", 7),
+        ('run = "first/self", step = 4', 'run = "first/self/7"', 7),
+        ("seeds = [0, 1]\nlooks = [2]", "seeds = [0, 1, 7]\nlooks = [2]", None),
+    ],
+)
+def test_a_seed_that_the_parents_do_not_have_is_refused_before_anything_is_made(
+    tmp_path: Path, old: str, new: str, seed: int | None
+) -> None:
+    """By `check` as by `run`, from the same file as from the store; a seed that no look uses matters not."""
+    assert old in CHILD
+    first, second = studies(tmp_path, PARENT, CHILD.replace(old, new))
+    store = RunStore(tmp_path / "winnow-store")
+    fresh = Parents()
+    fresh.add(first, resolve(first).plan)
+    register(first, store, resolve(first).plan)
+    for parents in (fresh, Parents(store)):
+        if seed is None:
+            assert resolve(second, parents=parents).plan.arms
+            continue
+        message = f"study first has no seed {seed}; add seed {seed} to the seeds of first and run it"
+        with pytest.raises(InputError, match=message) as refused:
+            resolve(second, parents=parents)
+        assert refused.value.line is not None
+
+
+def test_a_seed_that_was_run_once_is_there_although_it_is_written_no_more(tmp_path: Path) -> None:
+    first, second = studies(tmp_path, PARENT, CHILD)
+    store = RunStore(tmp_path / "winnow-store")
+    register(first, store, resolve(first).plan)
+    finish(store, first, [("self", 1)], step=6)
+    less = studies(tmp_path, PARENT.replace("seeds = [0, 1]\nlooks = [2]", "seeds = [0]\nlooks = [1]"))[0]
+    register(less, store, resolve(less).plan)
+    assert resolve(second, parents=Parents(store)).plan.arms
+
+
+def test_what_reading_a_file_had_to_say_is_a_finding_of_the_study(tmp_path: Path) -> None:
+    """A damaged checkpoint that was passed over: `check` and `run` say so before the run's own record does."""
+    store = RunStore(tmp_path / "winnow-store")
+    first = studies(tmp_path, PARENT)[0]
+    plan = register(first, store, resolve(first).plan)
+    trained(store, replace(first, seeds=(0,)), plan)
+    folder = store.path(plan.run("self", 0))
+    weights = folder / "checkpoints" / "step-00000006" / "weights.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    start = f'base.init_from = {{ path = "{folder}" }}'
+    text = CHILD.replace('base.init_from = { run = "first/self", step = 4 }', start).replace("arms.resume", "# ")
+    found = resolve(studies(tmp_path, PARENT, text)[1]).findings
+    [finding] = found
+    assert (finding.rule, finding.severity) == ("weights-converted", "notice")
+    assert "passed over step-00000006" in finding.message
+    assert finding.where == f"{tmp_path / 'small.toml'}:7"
 
 
 def finish(store: RunStore, study: Study, runs: list[tuple[str, int]], *, step: int, status: str = "finished") -> None:

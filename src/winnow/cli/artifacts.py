@@ -170,7 +170,7 @@ def _planned(study: Study, records: RunStore, parents: Parents, trust: bool, kee
         plan = resolve(study, trust=trust, parents=parents).plan
         if keep:
             plan = register_plan(study, records, plan)
-    parents.plans[study.id] = plan
+    parents.add(study, plan)
     return [plan.run(arm, seed) for arm in study.arms for seed in study.seeds]
 
 

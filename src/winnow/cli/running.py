@@ -239,12 +239,12 @@ def planned(study: Study, store: RunStore, trust: bool, parents: Parents) -> tup
         return without_arms(study), None
     stored = load_plan(store, study)
     if stored is not None and not stale_arms(study, stored, parents.changed):
-        parents.plans[study.id] = stored
+        parents.add(study, stored)
         return stored, None
     from winnow.study.resolve import resolve
 
     resolved = resolve(study, trust=trust, parents=parents)
-    parents.plans[study.id] = resolved.plan
+    parents.add(study, resolved.plan)
     refuse(study, audit(study, resolved.plan, stored))
     return resolved.plan, resolved
 

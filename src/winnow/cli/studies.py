@@ -273,12 +273,15 @@ def _audited(
     from winnow.study.plan import load_plan, without_arms
     from winnow.study.resolve import resolve
 
+    said: tuple[Finding, ...] = ()
     if study.runs == "recorded":
         plan = without_arms(study)
     else:
-        plan = parents.plans[study.id] = resolve(study, trust=trust, parents=parents).plan
+        resolved = resolve(study, trust=trust, parents=parents)
+        plan, said = resolved.plan, resolved.findings
+        parents.add(study, plan)
     found = audit(study, plan, load_plan(records, study))
-    findings = tuple(item.finding for item in found)
+    findings = (*(item.finding for item in found), *said)
     try:
         refuse(study, found)
     except InputError as error:

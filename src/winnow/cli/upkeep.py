@@ -77,13 +77,23 @@ def _say_children(records: RunStore, digests: list[str]) -> None:
     """Runs that start from these: they could not be made, or made again, without them."""
     from winnow.records.descent import children
 
+    begun = set(records.digests())
     for digest, runs in children(records).items():
-        left = [child.name for child in runs if child.digest not in digests]
-        if digest in digests and left:
-            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-            names = ", ".join(left[:5]) + more
-            verb = "starts" if len(left) == 1 else "start"
-            output.note(f"{names} {verb} from {digest}, and cannot be made without it")
+        if digest not in digests:
+            continue
+        left = [child for child in runs if child.digest not in digests]
+        made = [child.name for child in left if child.digest in begun]
+        planned = [child.name for child in left if child.digest not in begun]
+        if made:
+            verb = "starts" if len(made) == 1 else "start"
+            output.note(f"{_first(made)} {verb} from {digest}, and cannot be made again without it")
+        if planned:
+            verb = "is planned, not begun: it" if len(planned) == 1 else "are planned, not begun: they"
+            output.note(f"{_first(planned)} {verb} cannot be made without {digest}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _described(records: RunStore, digest: str) -> tuple[str, str]:

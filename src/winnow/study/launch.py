@@ -131,8 +131,8 @@ class _Launch:
         stored = load_plan(self.store, self.study)
         found = audit(self.study, resolved.plan, stored)
         refuse(self.study, found)
-        for item in found:
-            self._notice(item.finding)
+        for finding in (*resolved.findings, *(item.finding for item in found)):
+            self._notice(finding)
         self.plan = register(self.study, self.store, resolved.plan)
         self._check_ranks()
         self.plan = note_place(self.store, self.study, self.plan, self._uploads)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from winnow.config import input_errors, parent_digest
 from winnow.errors import InputError, nearest
 from winnow.models.base import ModelConfig
-from winnow.study.parents import Parents
+from winnow.study.parents import Parents, add_seed
 from winnow.study.plan import PlannedArm, PlannedParent, differing
 from winnow.study.spec import Study
 from winnow.train.config import InitFromConfig, RunConfig, parent_name
@@ -42,6 +42,8 @@ class Lineage:
     """Training tokens that the starting weights have seen; None: no parent, or not known."""
     before: Before | None = None
     """None: no parent, or weights alone."""
+    said: tuple[str, ...] = ()
+    """What was converted, assumed or passed over when a file was read."""
 
     def check(self, config: RunConfig, data: str, seeds: Iterable[int]) -> None:
         """Refuse now what would be refused when the run starts: to resume where the parent's data cannot go on.
@@ -108,9 +110,22 @@ def _run(study: Study, table: Mapping[str, Any], start: InitFromConfig, run: str
         data=planned.data,
         sources=plan.sources,
     )
+    _check_seeds(study, planned, parent, parents)
     tokens = _tokens_before(planned) + (step - config.first_step) * config.train.tokens_per_update
     made = {**table, "model": _model(table, config.grown, run), "init_from": filled}
     return Lineage(made, parent, tokens, Before(run, config, planned.data, seed))
+
+
+def _check_seeds(study: Study, planned: PlannedArm, parent: PlannedParent, parents: Parents) -> None:
+    """Refuse a run whose parent has a seed that its study neither has nor once ran."""
+    known = parents.seeds(parent.study, planned)
+    for seed in study.seeds[: study.looks[-1]] if parent.seed is None else (parent.seed,):
+        if not known or seed in known:
+            continue
+        record = None if parents.store is None else parents.store.record(parent.run(seed))
+        if record is None or record.status not in ("finished", "diverged"):
+            message = f"study {parent.study} has no seed {seed}"
+            raise InputError(message, key="init_from.run", mend=add_seed(parent.study, seed))
 
 
 def _step(start: InitFromConfig, config: RunConfig, study: str, run: str) -> int:
@@ -149,9 +164,9 @@ def _file(study: Study, table: Mapping[str, Any], start: InitFromConfig, path: s
     filled = {**start.dump(), "path": place, "step": step, "identity": found.identity}
     made = {**table, "model": _model(table, found.model, path), "init_from": filled}
     if found.config is None:
-        return Lineage(made)
+        return Lineage(made, said=found.said)
     before = Before(path, found.config, found.data, found.seed)
-    return Lineage(made, None, tokens_seen(found.config, found.snapshot), before)
+    return Lineage(made, None, tokens_seen(found.config, found.snapshot), before, found.said)
 
 
 def _model(table: Mapping[str, Any], found: ModelConfig, name: str) -> dict[str, Any]:

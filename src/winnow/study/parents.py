@@ -12,7 +12,8 @@ from winnow.errors import InputError
 from winnow.records.checkpoints import COMPLETE, step_folder, step_folders, step_of
 from winnow.records.store import RunStore
 from winnow.study.events import RunKey
-from winnow.study.plan import Plan, PlannedParent, read_plan, stored_plans
+from winnow.study.plan import Plan, PlannedArm, PlannedParent, read_plan, stored_plans
+from winnow.study.spec import Study
 
 
 @dataclass
@@ -23,7 +24,18 @@ class Parents:
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings given on the command line: a parent that was made with them too comes first."""
     plans: dict[str, Plan] = field(default_factory=dict[str, Plan])
-    """By study id; whoever resolves several studies puts each in."""
+    """By study id; whoever resolves several studies adds each."""
+
+    _seeds: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+
+    def add(self, study: Study, plan: Plan) -> None:
+        """Let runs start from the runs of this study, which was resolved just now."""
+        self.plans[study.id] = plan
+        self._seeds[study.id] = study.seeds
+
+    def seeds(self, study: str, arm: PlannedArm) -> tuple[int, ...]:
+        """Seeds of a study, an arm of which is `arm`: those written now, or those of the store's plan."""
+        return self._seeds.get(study) or tuple(map(int, arm.runs))
 
     def plan(self, study: str) -> Plan | None:
         """The plan of a study, or None. Raises InputError if it is damaged."""
@@ -115,9 +127,14 @@ def _unmade(study: str, parent: PlannedParent, seeds: list[int], store: RunStore
     known = set() if plan is None or parent.arm not in plan.arms else set(map(int, plan.arms[parent.arm].runs))
     foreign = [seed for seed in seeds if seed not in known]
     if foreign:
-        mend = f"add seed {foreign[0]} to the seeds of {study} and run it, or leave it out here"
+        mend = add_seed(study, foreign[0])
     else:
         file = "FILE" if plan is None or plan.file is None else os.path.relpath(plan.file)
         which = f"{seeds[0]}..{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
         mend = f"winnow run {file} --only {study} --seeds {which}"
     return InputError(f"runs start from runs that are not finished: {named}", key="init_from", mend=mend)
+
+
+def add_seed(study: str, seed: int) -> str:
+    """The mend where a run starts from a seed that the parents' study does not have."""
+    return f"add seed {seed} to the seeds of {study} and run it, or leave it out here"

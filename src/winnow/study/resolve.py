@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from winnow.config import canonical_json, input_errors
 from winnow.errors import InputError, nearest
+from winnow.records.run import Finding
 from winnow.study.lineage import Lineage, located
 from winnow.study.locate import KeyPath
 from winnow.study.overlay import merge
@@ -34,6 +35,8 @@ class Resolved:
     configs: Mapping[str, RunConfig]
     plan: Plan
     """Without history: `study.plan` adds what the store knows."""
+    findings: tuple[Finding, ...] = ()
+    """What reading the files that arms start from had to say."""
 
 
 def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None) -> Resolved:
@@ -55,6 +58,7 @@ def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None
     tasks: dict[str, Task] = {}
     configs: dict[str, RunConfig] = {}
     arms: dict[str, PlannedArm] = {}
+    findings: list[Finding] = []
     for name in study.arms:
         config, lineage = _config(study, name, parents)
         key = canonical_json(config.task.dump())
@@ -67,6 +71,7 @@ def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None
         except InputError as error:
             raise _placed(study, name, error) from None
         configs[name] = config
+        findings += _said(study, name, lineage)
         arms[name] = PlannedArm(
             written=written_digest(study, name, sources),
             config=config.dump(),
@@ -78,7 +83,8 @@ def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None
         )
     _check_metrics(study, configs)
     file = None if study.file is None else str(study.file.resolve())
-    return Resolved(study, configs, Plan(id=study.id, file=file, sources=sources, arms=arms))
+    plan = Plan(id=study.id, file=file, sources=sources, arms=arms)
+    return Resolved(study, configs, plan, tuple({(item.message, item.where): item for item in findings}.values()))
 
 
 def _config(study: Study, arm: str, parents: Parents) -> tuple[RunConfig, Lineage]:
@@ -92,16 +98,24 @@ def _config(study: Study, arm: str, parents: Parents) -> tuple[RunConfig, Lineag
         raise _placed(study, arm, input_errors(error)[0]) from None
 
 
+def _said(study: Study, arm: str, lineage: Lineage) -> list[Finding]:
+    where = study.lines.where(_place(study, arm, ("init_from", "path")))
+    return [Finding(rule="weights-converted", severity="notice", message=text, where=where) for text in lineage.said]
+
+
 def _placed(study: Study, arm: str, error: InputError) -> InputError:
     """The error at the line of the key that the user wrote: the arm's where the arm sets it, else the base's."""
     inner = tuple((error.key or "").split(".")) if error.key else ()
+    message = f"{error.file}: {error.message}" if error.file else error.message
+    return study.lines.error(message, _place(study, arm, inner), error.mend)
+
+
+def _place(study: Study, arm: str, inner: KeyPath) -> KeyPath:
+    """Where a key of an arm was written: in the arm or in the base."""
     places: list[KeyPath] = [("arms", arm, *inner), ("base", *inner)]
     depths = [study.lines.depth(places[0]) - 2, study.lines.depth(places[1]) - 1]
     place = places[0] if depths[0] > 0 and depths[0] >= depths[1] else places[1]
-    if max(depths) <= 0:
-        place = places[0]
-    message = f"{error.file}: {error.message}" if error.file else error.message
-    return study.lines.error(message, place, error.mend)
+    return place if max(depths) > 0 else places[0]
 
 
 def _facts(config: RunConfig, task: Task, lineage: Lineage) -> dict[str, float | int | str]:
