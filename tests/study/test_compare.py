@@ -139,6 +139,22 @@ def test_an_invalid_run_makes_its_claims_invalid(tmp_path: Path):
     assert found.verdicts[1].status != "invalid"
 
 
+def test_what_a_run_has_twice_is_said_once_and_what_is_worse_at_the_end_too(tmp_path: Path):
+    study, store = made_up(tmp_path)
+    run_all(study, store)
+    early = Finding(rule="unselective", severity="notice", message="as its rule has it", where="selection")
+    again = early.model_copy(update={"message": "still"})
+    late = early.model_copy(update={"severity": "warning", "message": "as these weights have it"})
+    worse = late.model_copy(update={"message": "otherwise put"})
+    run(study, store, "good", 0, findings=[early, again])
+    run(study, store, "good", 1, findings=[early, late, worse])
+    found = {item.severity: item.message for item in compare(study, store).findings if item.rule == "unselective"}
+    assert found == {
+        "notice": "good, seeds 0, 1: as its rule has it",
+        "warning": "good, seed 1: as these weights have it",
+    }
+
+
 def test_that_nothing_can_be_seen_inside_is_said_only_where_no_arm_shows_anything(tmp_path: Path):
     study, store = made_up(tmp_path)
     run_all(study, store)

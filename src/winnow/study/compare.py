@@ -354,17 +354,20 @@ def _said(study: Study, plan: Plan, runs: Runs, stale: tuple[str, ...]) -> Itera
 
 
 def _once(arm: str, by_seed: Mapping[int, RunRecord], *, invalid: bool) -> Iterator[Finding]:
-    """Findings of an arm's runs that make claims invalid, or the others: each once, with the seeds that have it."""
-    seeds: dict[str, list[int]] = {}
+    """Findings of an arm's runs that make claims invalid, or the others: each once, with the seeds that have it.
+
+    A run may have one twice, at its start and at its end; what is worse at the end is another finding.
+    """
+    seeds: dict[str, dict[int, None]] = {}
     first: dict[str, Finding] = {}
     for seed, record in by_seed.items():
         for item in record.findings:
             if (item.severity == "invalid") == invalid:
-                key = f"{item.rule} {item.where}"
+                key = f"{item.rule} {item.where} {item.severity}"
                 first.setdefault(key, item)
-                seeds.setdefault(key, []).append(seed)
+                seeds.setdefault(key, {})[seed] = None
     for key, item in first.items():
-        yield item.model_copy(update={"message": f"{arm}, {_count(seeds[key])}: {item.message}"})
+        yield item.model_copy(update={"message": f"{arm}, {_count(list(seeds[key]))}: {item.message}"})
 
 
 def _unequal(study: Study, runs: Runs) -> Iterator[Finding]:

@@ -334,7 +334,7 @@ def _unselective(
     if nothing:
         why = ", as its rule has it"
     elif start:
-        why = ", so far: nothing is learnt yet"
+        why = ", before the first update"
     else:
         why = ", and should not be by its definition" if lost else ", as these weights have it: no vote got through"
     yield Finding(
