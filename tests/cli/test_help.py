@@ -7,10 +7,12 @@ import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from tests.fakes import fake_record
 from tests.study.planned import made_up
+from typer.models import ArgumentInfo
 
 from winnow.cli import app
 from winnow.study.spec import load_study
@@ -44,6 +46,21 @@ def test_every_help_has_an_example_of_files_and_claims_that_exist(winnow, name: 
             assert (ROOT / word).is_file(), word
     if name == "why":
         load_study(ROOT / words[1]).claim(words[2])
+
+
+def test_where_records_are_looked_for_is_said_of_what_the_command_is_given():
+    checked = set()
+    for info in app.registered_commands:
+        hints = get_type_hints(info.callback, include_extras=True)  # type: ignore[arg-type]
+        if "store" not in hints:
+            continue
+        parts = [part for hint in hints.values() for part in getattr(hint, "__metadata__", ())]
+        given = {part.metavar for part in parts if isinstance(part, ArgumentInfo)}
+        (option,) = hints["store"].__metadata__
+        takes_studies = bool(given & {"FILE", "[FILE]"}) or info.name == "index"
+        assert ("beside the study's file" in option.help) == takes_studies, info.name
+        checked.add(info.name)
+    assert {"run", "status", "graft", "export", "push", "pull", "rm"} <= checked
 
 
 def test_the_json_of_every_command_that_has_it_is_documented():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,23 @@ class Payload:
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_is_refused_with_what_it_would_run(tmp_path: Path, protocol: int) -> None:
+    """Of any protocol: torch itself names but an operand that it does not know."""
+    ran = tmp_path / "ran"
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"model": Payload(ran)}, protocol=protocol))
+    with pytest.raises(InputError, match=r"reading it would run posix\.system, and a file of weights need run nothing"):
+        read_weights(tmp_path / "model.pt")
+    assert not ran.exists()
+
+
+def test_a_pickle_that_calls_nothing_by_name_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"model": {"a": frozenset()}}, protocol=4))
+    with pytest.raises(InputError, match=r"it is a pickle, and not of the kind that torch\.save writes") as refused:
+        read_weights(tmp_path / "model.pt")
+    assert "torch.save(" in str(refused.value.mend)
 
 
 @pytest.mark.parametrize("force", ["", "1"])

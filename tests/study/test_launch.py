@@ -11,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.study.studies import TEXT, fake, small, trained
 
 from winnow.errors import InputError
+from winnow.models import GPTConfig
+from winnow.models.interchange import write_model
+from winnow.parameters import initialise
 from winnow.records.store import RunStore
 from winnow.study import launch
 from winnow.study.compare import compare
@@ -24,6 +28,7 @@ from winnow.study.launch import run_study
 from winnow.study.plan import load_plan
 from winnow.study.resolve import resolve
 from winnow.study.spec import Study
+from winnow.train.losses import tensors_of
 
 BIG = {"better": {"effect": -0.1}, "same": {"effect": 0.0}}
 
@@ -139,10 +144,27 @@ def test_no_disk_space_is_said_before_anything_runs(tmp_path: Path, monkeypatch:
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda path: usage)
     study, store = small(tmp_path)
-    with pytest.raises(InputError, match="GiB are free"):
+    with pytest.raises(InputError, match=r"the disk has 100 B free, and these runs need 12\.7 KiB"):
         run_study(study, store, fake(tmp_path, {}, monkeypatch))
     assert trained(tmp_path) == []
     assert not started(study, store)
+
+
+def test_disk_space_counts_the_start_that_a_child_keeps_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of 1000 bytes each: one that stays, and beside either of two runs that go two old ones and the start."""
+    config = GPTConfig(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_head=8, d_ff=16)
+    model = config.build(257, 32)
+    initialise(model, 0)
+    write_model(tmp_path / "model", config, {n: t.detach() for n, t in tensors_of(model).items()}, 257, 32)
+    head = TEXT.partition("[base.model]")[0]
+    text = head + 'base.init_from = { path = "model" }\narms.control = {}\n'
+    study, store = small(tmp_path, text, seeds=[0], looks=[1])
+    usage = SimpleNamespace(free=6999)
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"6\.8 KiB free, and these runs need 6\.8 KiB"):
+        run_study(study, store, fake(tmp_path, {}, monkeypatch))
+    usage.free = 7000
+    assert len(run_study(study, store, fake(tmp_path, {}, monkeypatch)).ran) == 1
 
 
 def test_what_every_arm_is_refused_freezes_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -44,7 +44,7 @@ def push(
         str | None,
         typer.Option("--to", metavar="URL", help="Where to; none: what the study says.", show_default=False),
     ] = None,
-    store: options.Store = None,
+    store: options.StoreNearby = None,
     trust: Annotated[bool, typer.Option("--trust", help="Execute the study's own Python files (`use`).")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -74,7 +74,7 @@ def pull(
         str | None,
         typer.Option("--from", metavar="URL", help="Where from; none: what the study says.", show_default=False),
     ] = None,
-    store: options.Store = None,
+    store: options.StoreNearby = None,
     trust: Annotated[bool, typer.Option("--trust", help="Execute the study's own Python files (`use`).")] = False,
     as_json: options.Json = False,
 ) -> None:

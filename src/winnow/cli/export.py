@@ -45,7 +45,7 @@ def export(
         Layout,
         typer.Option("--layout", help="gpt2: Hugging Face's, for a GPT-2; winnow: Winnow's own, for any model."),
     ] = Layout.GPT2,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
 ) -> None:
     """Write a run's weights as a Hugging Face GPT-2 folder, or as a folder of Winnow's own."""
     records = options.open_store(store)

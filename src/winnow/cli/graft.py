@@ -89,7 +89,7 @@ def graft(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the fresh values.")] = 0,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     as_json: options.Json = False,
 ) -> None:
     """Add or remove heads of a model, or switch its attention; write the model to a folder and say what changed.

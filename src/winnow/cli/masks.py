@@ -54,7 +54,7 @@ def masks(
     png: Annotated[
         Path | None, typer.Option("--png", metavar="FILE.png", help="A picture for a notebook.", show_default=False)
     ] = None,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
 ) -> None:
     """Who masked which token? One HTML page that works offline: F, votes, protection, attention and next tokens."""
     words = _words(text, prompt)

@@ -66,7 +66,7 @@ def numerics(
         Path | None,
         typer.Option("--plot", metavar="FILE.png", help="Draw the errors of the first dtype.", show_default=False),
     ] = None,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     as_json: options.Json = False,
 ) -> None:
     """How accurate are the sums behind selective attention? Errors against fp64, without training anything."""

@@ -27,15 +27,17 @@ Changes = Annotated[
     ),
 ]
 Only = Annotated[str | None, typer.Option("--only", metavar="ID", help="One study of a notebook.", show_default=False)]
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="DIR",
-        help="Folder of the records; default $WINNOW_STORE, else winnow-store beside FILE.",
-        show_default=False,
-    ),
-]
+
+
+def _store(where: str) -> Any:
+    text = f"Folder of the records; default $WINNOW_STORE, else winnow-store {where}."
+    return typer.Option("--store", metavar="DIR", help=text, show_default=False)
+
+
+Store = Annotated[Path | None, _store("beside the study's file")]
+StoreAbove = Annotated[Path | None, _store("here or in a folder above")]
+"""Of commands that are given no study."""
+StoreNearby = Annotated[Path | None, _store("beside a study that is named, else here or in a folder above")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

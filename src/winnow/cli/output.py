@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TextIO
 
+from winnow.records.files import size as size
+
 COLOURS = {
     "supported": "32",
     "finished": "32",
@@ -144,18 +146,10 @@ def duration(seconds: float) -> str:
 
 def count(number: float) -> str:
     """A count with a unit prefix: 409600 is "410 k"."""
-    for size, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{name}"
+    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= unit:
+            return f"{number / unit:.3g}{name}"
     return f"{number:g}"
-
-
-def size(n_bytes: float) -> str:
-    """Bytes as people say them."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if n_bytes >= unit:
-            return f"{n_bytes / unit:.1f} {name}"
-    return f"{n_bytes:.0f} B"
 
 
 def value(item: Any) -> str:

@@ -48,7 +48,7 @@ def report(
     out: Out = None,
     settings: options.Changes = None,
     only: options.Only = None,
-    store: options.Store = None,
+    store: options.StoreNearby = None,
     as_json: options.Json = False,
 ) -> None:
     """One HTML page that opens anywhere: verdicts, tables, pictures, findings, provenance, commands to reproduce."""

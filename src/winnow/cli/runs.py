@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
     )(diff)
 
 
-def show(run: options.Run, store: options.Store = None, as_json: options.Json = False) -> None:
+def show(run: options.Run, store: options.StoreAbove = None, as_json: options.Json = False) -> None:
     """Everything known of one run: what it was, what it measured, what was noticed."""
     from winnow.records.artifacts import places
 
@@ -80,7 +80,9 @@ def show(run: options.Run, store: options.Store = None, as_json: options.Json = 
     output.say(f"\nfiles  {records.path(digest)}")
 
 
-def diff(first: options.Run, second: options.Run, store: options.Store = None, as_json: options.Json = False) -> None:
+def diff(
+    first: options.Run, second: options.Run, store: options.StoreAbove = None, as_json: options.Json = False
+) -> None:
     """How two runs differ: settings, code, packages, machine, and the first step at which their metrics part."""
     records = options.open_store(store)
     digests = [options.find_run(records, name) for name in (first, second)]

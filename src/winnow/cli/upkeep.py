@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 def remove(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Starts of digests, or study/arm/seed.")],
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     yes: options.Yes = False,
 ) -> None:
     """Remove runs with their records, metrics and checkpoints."""
@@ -107,7 +107,7 @@ def _described(records: RunStore, digest: str) -> tuple[str, str]:
 
 
 def collect(
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     unused_runs: Annotated[
         bool, typer.Option("--unused-runs", help="Also runs that no study of this store names.")
     ] = False,
@@ -246,7 +246,7 @@ def canary(
 
 def verify_resume(
     run: options.Run,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     kills: Annotated[int, typer.Option("--kills", metavar="N", min=1, help="How often it is killed.")] = 3,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=2, help="Only the first steps; none: the whole run.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -78,20 +79,33 @@ def read_pickle(file: Path) -> Any:
 
 
 def _refused(file: Path, reason: str) -> InputError:
-    named = _GLOBAL.search(reason)
+    found = _GLOBAL.search(reason)
+    named = found[1] if found is not None else _first_called(file)
     if named is None:
-        last = next((line for line in reasonable(reason) if "nsupported" in line), "it is not what torch.save writes")
-        return InputError(f"is refused: {last.strip()}", file=file, mend=f"write it again: {RESAVE}")
+        what = "it is a pickle, and not of the kind that torch.save writes; reading such a one may run anything"
+        return InputError(f"is refused: {what}", file=file, mend=f"if it is your own, write it again: {RESAVE}")
     return InputError(
-        f"is refused: reading it would run {named[1]}, and a file of weights need run nothing",
+        f"is refused: reading it would run {named}, and a file of weights need run nothing",
         file=file,
-        mend=f"if it is your own, write it again as plain data, in the program that knows {named[1]}: {RESAVE}",
+        mend=f"if it is your own, write it again as plain data, in the program that knows {named}: {RESAVE}",
     )
 
 
-def reasonable(text: str) -> list[str]:
-    """The lines of a long message that say something."""
-    return [line for line in text.splitlines() if line.strip()]
+def _first_called(file: Path) -> str | None:
+    """The first name that a bare pickle would look up to call, read from its opcodes alone; None: there is none."""
+    texts: list[str] = []
+    try:
+        with file.open("rb") as opened:
+            for opcode, argument, _ in pickletools.genops(opened):
+                if opcode.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL":
+                    return ".".join(texts[-2:]) or None
+                if "UNICODE" in opcode.name:
+                    texts.append(str(argument))
+    except (OSError, ValueError):
+        return None  # it is cut off, or no pickle at all
+    return None
 
 
 def state_dict_of(value: Any, file: Path, what: str = "it") -> Tensors:

@@ -17,6 +17,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from winnow.errors import InputError
+from winnow.records.files import size
 from winnow.records.remote import Remote
 from winnow.records.run import Finding, Label, RunIdentity
 from winnow.records.store import RunStore
@@ -329,19 +330,23 @@ class _Launch:
             return jobs
         fitting = max(1, int(MEMORY_SHARE * free_memory() / peak))
         if fitting < jobs:
-            message = f"{fitting} runs at once instead of {jobs}: each takes {peak / 2**30:.1f} GiB of memory"
+            message = f"{fitting} runs at once instead of {jobs}: each takes {size(peak)} of memory"
             self._notice(Finding(rule="memory", severity="notice", message=message))
         return min(jobs, fitting)
 
     def _check_disk(self, missing: Sequence[RunKey], trials: dict[str, dict[str, Any]]) -> None:
-        # While a new checkpoint is written, the two before it are still there; at the end one is left.
+        # While a new checkpoint is written, the two before it are still there, and that of a start from another run; at
+        # the end one is left.
         largest = max((int(trial["checkpoint_bytes"]) for trial in trials.values()), default=0)
         kept = sum(1 + len(self.plan.arms[key.arm].config["train"].get("keep", ())) for key in missing)
-        needed = largest * (kept + 2 * (self.options.jobs or default_jobs(self.options.device, self.options.ranks)))
+        beside = 2 + any(self.plan.arms[key.arm].config.get("init_from") for key in missing)
+        needed = largest * (
+            kept + beside * (self.options.jobs or default_jobs(self.options.device, self.options.ranks))
+        )
         free = shutil.disk_usage(self.store.root).free
         if free < needed:
             raise InputError(
-                f"{free / 2**30:.1f} GiB are free on the disk, these runs need {needed / 2**30:.1f} GiB",
+                f"the disk has {size(free)} free, and these runs need {size(needed)}",
                 file=self.store.root,
                 mend="free some space, or choose another store with --store",
             )
