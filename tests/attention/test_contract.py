@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from winnow.attention import Attention, AttentionConfig, MixerState, Shape, mixer_state
+from winnow.attention.prune import H2OConfig, NoneConfig, PolicyConfig, WindowConfig
 from winnow.config import Config, Variant, stream
 from winnow.errors import InputError
 from winnow.parameters import Slice, initialise, parameter_table
@@ -154,6 +155,34 @@ def test_first_token_attends_to_itself(config) -> None:
     attention, x = make(config), inputs()
     _, _, v = attention.project(x, MixerState())
     assert torch.allclose(attention(x, MixerState()).y[:, 0], attention.out(v[:, 0].flatten(1)), atol=1e-14)
+
+
+def decoded(attention: Attention, x: Tensor, budget: int, policy: PolicyConfig, first: int) -> Tensor:
+    """The first tokens at once, the others one by one."""
+    cache = attention.cache(len(x), budget, x.shape[1], policy)
+    rows = [attention.prefill(x[:, :first], cache, MixerState()).y] if first else []
+    for i in range(first, x.shape[1]):
+        rows.append(attention.step(x[:, i : i + 1], cache, MixerState(torch.full((len(x), 1), i))).y)
+    return torch.cat(rows, 1)
+
+
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+def test_prefill_and_steps_equal_the_whole(config, n_kv_heads) -> None:
+    attention, x = make(config, n_kv_heads=n_kv_heads), inputs()
+    exact = attention(x, MixerState()).y
+    for first in (0, 1, 4, T):
+        assert torch.allclose(decoded(attention, x, T, NoneConfig(), first), exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", [WindowConfig(sinks=1), H2OConfig()])
+def test_a_pruned_cache_gives_what_pruned_evaluation_gives(config, policy) -> None:
+    attention, x = make(config, n_kv_heads=2), inputs()
+    exact = attention(x, MixerState()).y
+    assert torch.equal(decoded(attention, x, T - 1, policy, T), exact)
+    pruned = decoded(attention, x, 2, policy, T)
+    assert torch.allclose(pruned[:, :3], exact[:, :3], rtol=0, atol=1e-12)
+    for first in (0, 1, 3, 5):
+        assert torch.allclose(decoded(attention, x, 2, policy, first), pruned, rtol=0, atol=1e-12)
 
 
 def test_config_round_trips_whole(config) -> None:

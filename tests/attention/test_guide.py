@@ -33,6 +33,9 @@ def test_the_guide_is_right(shown) -> None:
         contract.test_changing_a_token_never_alters_rows_before_it(shown, documents)
     contract.test_nothing_crosses_documents(shown)
     contract.test_equals_its_oracle_in_values_and_gradients(shown, 2, True)
+    contract.test_prefill_and_steps_equal_the_whole(shown, 2)
+    for policy in (contract.WindowConfig(sinks=1), contract.H2OConfig()):
+        contract.test_a_pruned_cache_gives_what_pruned_evaluation_gives(shown, policy)
     contract.test_config_round_trips_whole(shown)
     contract.test_every_field_changes_the_function(shown)
     contract.test_parameters_are_declared_with_slices_per_head(shown)

@@ -29,7 +29,7 @@ def test_at_most_a_dozen_verbs_stand_at_the_top(winnow):
     top = [name for name, panel in commands().items() if panel in TOP]
     assert len(top) == 12
     text = winnow("--help").out
-    order = [text.index(f"─ {panel} ") for panel in (*TOP, "Upkeep")]
+    order = [text.index(f"─ {panel} ") for panel in (*TOP, "Notebooks", "Trained models", "Upkeep")]
     assert order == sorted(order)
 
 

@@ -30,14 +30,19 @@ class Trained:
     config: RunConfig
     task: Task
     model: Model
-    """On the CPU, fp32, not compiled."""
+    """On the CPU, fp32, not compiled, in evaluation mode."""
+
+    @property
+    def name(self) -> str:
+        """study/arm/seed"""
+        return f"{self.record.label.study}/{self.record.label.arm}/{self.record.seed}"
 
 
 def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Trained:
     """The run with the weights that it ended with.
 
     key: the option that named it. Raises InputError where the run has no record, no checkpoint of its end or a damaged
-    one, or uses files of its own.
+    one, uses files of its own, or reads a text that has changed since.
     """
     record = store.record(digest)
     if record is None or not record.watched:
@@ -55,11 +60,14 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
         raise InputError(f"run {digest} has no checkpoint of its end here: {what}", key=key, mend="run its study again")
     config = RunConfig.model_validate(record.config)
     task = build_task(config.task)[0]
+    if task.digest != record.data:
+        what = f"the text of run {digest} has changed since"
+        raise InputError(what, key=key, mend="give the text that it was trained on")
     model = build_model(config, task, record.seed)
     with torch.no_grad():
         for name, tensor in tensors_of(model).items():
             tensor.copy_(found.snapshot.weights[name])
-    return Trained(record, config, task, model)
+    return Trained(record, config, task, model.eval())
 
 
 def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -> list[Heads]:

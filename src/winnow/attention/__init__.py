@@ -1,6 +1,8 @@
 """Attention mechanisms. Importing a mechanism's file registers its `kind`."""
 
 from winnow.attention.base import Attention, AttentionConfig, Definition, Inside, Mixed, MixerState, Shape, mixer_state
+from winnow.attention.cache import KVCache, LayerCache
+from winnow.attention.prune import PolicyConfig
 from winnow.attention.selective import SelectiveConfig
 from winnow.attention.softmax import SoftmaxConfig
 
@@ -9,8 +11,11 @@ __all__ = [
     "AttentionConfig",
     "Definition",
     "Inside",
+    "KVCache",
+    "LayerCache",
     "Mixed",
     "MixerState",
+    "PolicyConfig",
     "SelectiveConfig",
     "Shape",
     "SoftmaxConfig",

@@ -16,13 +16,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from winnow.attention.cache import LayerCache, Standing
+from winnow.attention.prune import PolicyConfig, drop_at, mean_over_heads
 from winnow.attention.rope import Rotary
 from winnow.config import Variant
+from winnow.errors import InputError
+from winnow.kernels.decode_cpu import Voters
 from winnow.kernels.linear import Linear
+from winnow.kernels.reference import per_head
+from winnow.kernels.rule import Rule
 from winnow.parameters import head_slices, spec
 
 BYTES_PER_STATE_ELEMENT = 4
 """Decoding state is counted in fp32."""
+
+PAIRS_AT_ONCE = 1 << 25
+"""Scores of heads formed at a time in pruned attention over whole rows; at least one row's."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class MixerState:
     """Document of each token, equal and adjacent within a document; None: each row is one document."""
     starts: Int[Tensor, "B T"] | None = None
     """Index in its row of the first token of each token's document, int32; None: 0."""
-    previous: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    previous: Mapping[str, Tensor] = field(default_factory=dict)
     """What the layer below handed on: its `aux`. Empty in the first layer."""
 
     @property
@@ -136,6 +145,11 @@ class Inside(NamedTuple):
 
 class AttentionConfig(Variant):
     """The family of mechanisms. A member is a frozen config with `kind` and `build`."""
+
+    @property
+    def casts_votes(self) -> bool:
+        """Whether its modules vote against keys: see `Attention.voting`."""
+        return False
 
     def fits(self, shape: Shape) -> None:
         """Raises InputError, with the key below this table, where the mechanism cannot be built for such sizes.
@@ -255,6 +269,145 @@ class Attention(nn.Module):
         A mechanism that subtracts masks, has a penalty or uses `previous` says more than the outputs.
         """
         return Definition(self.oracle(q, k, v))
+
+    @property
+    def voting(self) -> Rule | None:
+        """How votes become masks on the scores; None: the mechanism casts none."""
+        return None
+
+    @property
+    def voters(self) -> Voters | None:
+        """Of each mask, the heads of q and of k (dedicated ones last) whose product votes; None: no such heads."""
+        return None
+
+    @property
+    def needs_all_keys(self) -> bool:
+        """Whether scores of the layer below are read, key by key: then no layer may drop any."""
+        return False
+
+    def cache(self, batch: int, budget: int, context: int, policy: PolicyConfig) -> LayerCache:
+        """An empty cache of `budget` keys for sequences of up to `context` tokens.
+
+        Raises InputError for a budget below 1 and for a policy that does not suit the mechanism.
+        """
+        weight, built = self.qkv.weight, policy.build(budget, context, self.voting)
+        if self.needs_all_keys and built.binds:
+            raise InputError(
+                "residual scores: the layer below may have dropped other keys",
+                key="budget",
+                mend="decode with the full cache",
+            )
+        return LayerCache(
+            built,
+            self.voting,
+            batch=batch,
+            n_kv_heads=self.shape.n_kv_heads,
+            n_selectors=self.n_selectors,
+            d_head=self.shape.d_head,
+            dtype=weight.dtype,
+            device=weight.device,
+            voters=self.voters,
+        )
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "B 1 C"], cache: LayerCache, state: MixerState) -> Mixed:
+        """`forward` of the next token of every row, without gradients: its key enters the cache, and what the policy
+        parts with leaves it. `state.positions` says where it stands; `state.previous` is of this token too."""
+        q, k, v = self.project(x, state)
+        cache.write(k, v)
+        heads, aux = self.look(q, cache, state)
+        return Mixed(self.out(heads.flatten(2)), aux)
+
+    def look(
+        self, q: Float[Tensor, "B 1 H D"], cache: LayerCache, state: MixerState
+    ) -> tuple[Float[Tensor, "B 1 H D"], Mapping[str, Tensor]]:
+        """`mix` for the newest token alone, whose key is in the cache: the output of every head, and aux.
+
+        Raises InputError where the mechanism does not say how.
+        """
+        raise InputError(f"{type(self).__name__} does not decode token by token", mend="give it `look`")
+
+    @torch.no_grad()
+    def prefill(self, x: Float[Tensor, "B T C"], cache: LayerCache, state: MixerState) -> Mixed:
+        """`step` over the first tokens of every row at once, in an empty cache.
+
+        Where the cache cannot hold them all, each query sees what it would see then. This is how a pruned model is
+        evaluated, too. Raises InputError for several documents.
+        """
+        if state.documents is not None:
+            raise InputError("a cache holds one document per row", mend="give each document a row of its own")
+        q, k, v = self.project(x, state)
+        kept = weights = None
+        if cache.policy.binds:
+            with torch.autocast(q.device.type, enabled=False):
+                heads, kept, weights = self._pruned(q, k, v, cache, state)
+            aux: Mapping[str, Tensor] = {}
+        else:
+            heads, aux = self.mix(q, k, v, state)
+        standing = Standing() if self.voting is None else self.standing(q, k, state)
+        cache.fill(k, v, Standing(standing.votes, standing.shields, weights), kept)
+        return Mixed(self.out(heads.flatten(2)), aux)
+
+    def _pruned(
+        self,
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
+        v: Float[Tensor, "B T K D"],
+        cache: LayerCache,
+        state: MixerState,
+    ) -> tuple[Float[Tensor, "B T H D"], Bool[Tensor, "B T"] | None, Float[Tensor, "B T"] | None]:
+        """The heads, which keys a further query still sees (None: all), and the weights that each key has got, where
+        the policy goes by them."""
+        policy, (B, T) = cache.policy, q.shape[:2]
+        at_once = max(1, PAIRS_AT_ONCE // (self.shape.n_heads * T * T))
+        index = torch.arange(T, device=q.device)
+        found: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        for rows in (slice(first, first + at_once) for first in range(0, B, at_once)):
+            masks = self.masks(q[rows], k[rows], state)
+            logits = self.logits(q[rows], k[rows], masks)
+            felt = self._felt(q[rows], k[rows], masks, state) if policy.goes_by == "votes" else None
+            if policy.hides:
+                seen = ~policy.hidden(None if felt is None else felt[:, :T], index, index[:, None])
+                kept, weights = torch.ones_like(seen[:, 0]), None
+            else:
+                dropped, weights = drop_at(policy, felt, logits)
+                seen, kept = index[:, None] < dropped[:, None], dropped > T
+            shares = logits.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+            values = per_head(v[rows], self.shape.n_heads).transpose(1, 2).to(shares.dtype)
+            found.append(((shares @ values).transpose(1, 2).to(v.dtype), kept, weights))
+        heads, kept, weights = zip(*found, strict=True)
+        return torch.cat(heads), torch.cat(kept), torch.cat(weights) if weights[0] is not None else None
+
+    def _felt(
+        self,
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
+        masks: Float[Tensor, "B M T T"] | None,
+        state: MixerState,
+    ) -> Float[Tensor, "B T1 T"]:
+        """F of T queries and of one further, the mean over heads."""
+        rule, last = self.voting, self.standing(q, k, state).votes
+        assert rule is not None
+        assert masks is not None
+        assert last is not None
+        last = last.relu() if rule.relu_after else last
+        return mean_over_heads(torch.cat((masks, last[:, :, None].to(masks.dtype)), 2), rule)
+
+    def logits(
+        self,
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
+        masks: Float[Tensor, "B M T T"] | None,
+    ) -> Float[Tensor, "B H T T"]:
+        """What `mix` takes the softmax of, head by head; -inf where a query does not see a key. One document per row.
+
+        masks: of `masks`. Raises InputError where the mechanism does not say how: then it cannot be pruned.
+        """
+        raise InputError(f"{type(self).__name__} cannot be pruned", mend="give it `logits`")
+
+    def standing(self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], state: MixerState) -> Standing:
+        """What has piled up against each key after the last query. Asked only of mechanisms that cast votes."""
+        raise InputError(f"{type(self).__name__} does not decode token by token", mend="give it `standing`")
 
     @abstractmethod
     def oracle(

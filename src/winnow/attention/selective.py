@@ -35,6 +35,7 @@ from winnow.attention.base import (
     Shape,
     visible_pairs,
 )
+from winnow.attention.cache import LayerCache, Standing
 from winnow.attention.selection import (
     AccumulateConfig,
     GateConfig,
@@ -50,10 +51,11 @@ from winnow.attention.selection import (
 from winnow.attention.selective_inside import RowFigures, figures_of_batch, figures_of_row
 from winnow.attention.selective_oracle import Spelt, penalty_of_row, token_by_token
 from winnow.attention.selective_presets import expand
-from winnow.attention.selectors import HeadScores, ScoresConfig, Selector, products
-from winnow.attention.softmax import kv_bytes, softmax_attention, softmax_flops_per_token
+from winnow.attention.selectors import HeadScores, ScoresConfig, Selector
+from winnow.attention.softmax import causal_scores, kv_bytes, softmax_attention, softmax_flops_per_token
 from winnow.errors import InputError
-from winnow.kernels.reference import attend, forgotten, pairs, protections, votes
+from winnow.kernels.decode_cpu import Voters
+from winnow.kernels.reference import attend, forgotten, pairs, piled_up, products, protections, votes
 from winnow.kernels.rule import Rule, grouped
 from winnow.kernels.selective import selection_usage, selective_attention
 from winnow.parameters import declare, head_slices, spec
@@ -131,6 +133,10 @@ class SelectiveConfig(AttentionConfig):
                     "damage under protection is never negative", key="gate.relu_after", mend="set it to false"
                 )
         return self
+
+    @property
+    def casts_votes(self) -> bool:
+        return self.selection
 
     def fits(self, shape: Shape) -> None:
         """See `AttentionConfig.fits`."""
@@ -239,7 +245,7 @@ class SelectiveAttention(Attention):
         return out, aux
 
     def _operands(
-        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"]
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B S KS D"]
     ) -> tuple[int | tuple[Tensor, Tensor], int | tuple[Tensor, Tensor] | None]:
         """What a kernel selects and protects with."""
         H, K = self.shape.n_heads, self.shape.n_kv_heads
@@ -249,22 +255,65 @@ class SelectiveAttention(Attention):
             return select, None
         return select, self.protector.operands(*parts)
 
+    @property
+    def voting(self) -> Rule | None:
+        return self.rule if self.selection else None
+
+    @property
+    def voters(self) -> Voters | None:
+        return self.selector.whole(self.shape) if self.selection and not self.residual_scores else None
+
+    @property
+    def needs_all_keys(self) -> bool:
+        return self.residual_scores
+
+    def look(
+        self, q: Float[Tensor, "B 1 HS D"], cache: LayerCache, state: MixerState
+    ) -> tuple[Float[Tensor, "B 1 H D"], Mapping[str, Tensor]]:
+        compiled = cache.attend_and_vote(q)
+        if compiled is not None:
+            return compiled, {}
+        H, scores = self.shape.n_heads, None
+        aux: dict[str, Tensor] = {}
+        if self.residual_scores:
+            scores = self._with_below(products(q[:, :, :H], cache.keys[:, :, : self.shape.n_kv_heads]), state)
+            scores = torch.where(cache.held, scores, 0)
+            if self.shape.layer + 1 < self.shape.n_layers:
+                aux["scores"] = scores
+        heads = cache.attend(q[:, :, :H]) if scores is None else cache.weigh(scores)
+        if self.selection:
+            cache.vote(*self._raw(q, cache.keys, scores))
+        return heads, aux
+
+    def logits(
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], masks: Float[Tensor, "B M T T"] | None
+    ) -> Float[Tensor, "B H T T"]:
+        scores = causal_scores(q[:, :, : self.shape.n_heads], k[:, :, : self.shape.n_kv_heads])
+        return scores if masks is None else scores - masks[:, list(self.rule.spread)]
+
+    def standing(self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], state: MixerState) -> Standing:
+        raw, protectors = self._explicit(q, k, state)[1:] if self.residual_scores else self._raw(q, k, None)
+        return Standing(*piled_up(raw, protectors, self.rule))
+
     def _explicit(
         self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], state: MixerState
     ) -> tuple[Float[Tensor, "B H T T"], Float[Tensor, "B M T T"], Float[Tensor, "B M T T"] | None]:
         """Scores of the ordinary heads, those of the layer below (if any) mixed in and 0 on invisible pairs; what the
         masks and their protectors make of them."""
         H, K = self.shape.n_heads, self.shape.n_kv_heads
-        scores = products(q[:, :, :H], k[:, :, :K])
-        below = state.previous.get("scores")
-        if self.residual is not None and below is not None:
-            scores = scores + torch.einsum("hg,bgij->bhij", self.residual, below)
+        scores = self._with_below(products(q[:, :, :H], k[:, :, :K]), state)
         scores = torch.where(visible_pairs(q.shape[1], state.starts, q.device), scores, 0)
         return scores, *self._raw(q, k, scores)
 
+    def _with_below(self, scores: Float[Tensor, "B H T S"], state: MixerState) -> Float[Tensor, "B H T S"]:
+        below = state.previous.get("scores")
+        if self.residual is None or below is None:
+            return scores
+        return scores + torch.einsum("hg,bgij->bhij", self.residual, below)
+
     def _raw(
-        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], scores: Float[Tensor, "B H T T"] | None
-    ) -> tuple[Float[Tensor, "B M T T"], Float[Tensor, "B M T T"] | None]:
+        self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B S KS D"], scores: Float[Tensor, "B H T S"] | None
+    ) -> tuple[Float[Tensor, "B M T S"], Float[Tensor, "B M T S"] | None]:
         """The masks' and the protectors' scores: of `scores`, where they are given and the masks are made of them."""
         select, protect = self._operands(q, k)
         raw = self._formed(q, k, scores, self.selector, select)
@@ -275,11 +324,11 @@ class SelectiveAttention(Attention):
     def _formed(
         self,
         q: Float[Tensor, "B T HS D"],
-        k: Float[Tensor, "B T KS D"],
-        scores: Float[Tensor, "B H T T"] | None,
+        k: Float[Tensor, "B S KS D"],
+        scores: Float[Tensor, "B H T S"] | None,
         selector: Selector,
         operands: int | tuple[Tensor, Tensor],
-    ) -> Float[Tensor, "B M T T"]:
+    ) -> Float[Tensor, "B M T S"]:
         found = None if scores is None else selector.mixed(scores)
         if found is None and isinstance(operands, int):
             key = operands // (self.shape.n_heads // self.shape.n_kv_heads)

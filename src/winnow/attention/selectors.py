@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from winnow.attention.base import Shape
 from winnow.config import Variant
 from winnow.errors import InputError
+from winnow.kernels.decode_cpu import Voters
 from winnow.parameters import declare, head_slices, spec
 
 
@@ -55,16 +56,20 @@ class Selector(nn.Module):
     def operands(
         self,
         q: Float[Tensor, "B T H D"],
-        k: Float[Tensor, "B T K D"],
-        q_own: Float[Tensor, "B T S D"],
-        k_own: Float[Tensor, "B T S D"],
-    ) -> int | tuple[Float[Tensor, "B T M E"], Float[Tensor, "B T M1 E"]]:
+        k: Float[Tensor, "B S K D"],
+        q_own: Float[Tensor, "B T N D"],
+        k_own: Float[Tensor, "B S N D"],
+    ) -> int | tuple[Float[Tensor, "B T M E"], Float[Tensor, "B S M1 E"]]:
         """What a kernel selects with: the index of a head, or queries and keys of each mask (or one key for all).
 
-        q_own, k_own: the dedicated heads.
+        q_own, k_own: the dedicated heads. Queries and keys need not be as many: decoding has one query.
         """
 
-    def mixed(self, scores: Float[Tensor, "B H T T"]) -> Float[Tensor, "B M T T"] | None:
+    def whole(self, shape: Shape) -> Voters | None:
+        """Of each mask, the heads of q and of k whose product it is, dedicated ones last; None: it is none."""
+        return None
+
+    def mixed(self, scores: Float[Tensor, "B H T S"]) -> Float[Tensor, "B M T S"] | None:
         """The masks' scores, from those of the heads; None where they are not made of these."""
         return None
 
@@ -109,13 +114,16 @@ class Head(Selector):
     def operands(
         self,
         q: Float[Tensor, "B T H D"],
-        k: Float[Tensor, "B T K D"],
-        q_own: Float[Tensor, "B T S D"],
-        k_own: Float[Tensor, "B T S D"],
+        k: Float[Tensor, "B S K D"],
+        q_own: Float[Tensor, "B T N D"],
+        k_own: Float[Tensor, "B S N D"],
     ) -> int:
         return self.head
 
-    def mixed(self, scores: Float[Tensor, "B H T T"]) -> Float[Tensor, "B 1 T T"]:
+    def whole(self, shape: Shape) -> Voters:
+        return ((self.head, self.head // (shape.n_heads // shape.n_kv_heads)),)
+
+    def mixed(self, scores: Float[Tensor, "B H T S"]) -> Float[Tensor, "B 1 T S"]:
         return scores[:, self.head : self.head + 1]
 
     def pair(self, heads: list[Tensor], query: Float[Tensor, "S D"], key: Float[Tensor, "S D"]) -> list[Tensor]:
@@ -142,16 +150,7 @@ class SelectorScores(ScoresConfig):
         slices_fit(self.n_slices, shape, "n_slices")
 
     def build(self, shape: Shape) -> Dedicated:
-        return Dedicated(self.n_slices, rotary=shape.rotary)
-
-
-def products(
-    q: Float[Tensor, "B T M E"], k: Float[Tensor, "B T K E"], d_head: int | None = None
-) -> Float[Tensor, "B M T T"]:
-    """q . k / sqrt(d_head) of every pair, of at least fp32; each key serves M / K queries. d_head None: E."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    keys = k.to(dtype).repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    return (q.to(dtype) * (d_head or q.shape[-1]) ** -0.5).transpose(1, 2) @ keys.permute(0, 2, 3, 1)
+        return Dedicated(self.n_heads, self.n_slices, rotary=shape.rotary)
 
 
 def slices_fit(n: int, shape: Shape, key: str) -> None:
@@ -178,17 +177,22 @@ def sliced(x: Float[Tensor, "*rows D"], n: int, *, rotary: bool) -> Float[Tensor
 class Dedicated(Selector):
     """See SelectorScores. The scale stays D^-1/2 of the whole head, so that slice scores sum to the head's."""
 
-    def __init__(self, n_slices: int, *, rotary: bool) -> None:
+    def __init__(self, n_heads: int, n_slices: int, *, rotary: bool) -> None:
         super().__init__()
-        self.n_slices, self.rotary = n_slices, rotary
+        self.n_heads, self.n_slices, self.rotary = n_heads, n_slices, rotary
+
+    def whole(self, shape: Shape) -> Voters | None:
+        if self.n_slices > 1:
+            return None
+        return tuple((shape.n_heads + head, shape.n_kv_heads + head) for head in range(self.n_heads))
 
     def operands(
         self,
         q: Float[Tensor, "B T H D"],
-        k: Float[Tensor, "B T K D"],
-        q_own: Float[Tensor, "B T S D"],
-        k_own: Float[Tensor, "B T S D"],
-    ) -> tuple[Float[Tensor, "B T M E"], Float[Tensor, "B T M E"]]:
+        k: Float[Tensor, "B S K D"],
+        q_own: Float[Tensor, "B T N D"],
+        k_own: Float[Tensor, "B S N D"],
+    ) -> tuple[Float[Tensor, "B T M E"], Float[Tensor, "B S M E"]]:
         n = self.n_slices
         return sliced(q_own, n, rotary=self.rotary).flatten(2, 3), sliced(k_own, n, rotary=self.rotary).flatten(2, 3)
 
@@ -264,10 +268,10 @@ class LinearCombination(Selector):
     def operands(
         self,
         q: Float[Tensor, "B T H D"],
-        k: Float[Tensor, "B T K D"],
-        q_own: Float[Tensor, "B T S D"],
-        k_own: Float[Tensor, "B T S D"],
-    ) -> tuple[Float[Tensor, "B T 1 E"], Float[Tensor, "B T 1 E"]]:
+        k: Float[Tensor, "B S K D"],
+        q_own: Float[Tensor, "B T N D"],
+        k_own: Float[Tensor, "B S N D"],
+    ) -> tuple[Float[Tensor, "B T 1 E"], Float[Tensor, "B S 1 E"]]:
         weighted = q * (self.scale * self.weight)[:, None]
         # Heads that share a key are summed first: sum_h w_h q_h . k_g(h) = sum_g (sum_h w_h q_h) . k_g.
         wide_q = weighted.unflatten(2, (k.shape[2], -1)).sum(3).flatten(2).unsqueeze(2)
@@ -276,7 +280,7 @@ class LinearCombination(Selector):
             return wide_q, wide_k
         return _with_bias(wide_q, self.bias, q.shape[-1]), _with_one(wide_k)
 
-    def mixed(self, scores: Float[Tensor, "B H T T"]) -> Float[Tensor, "B 1 T T"]:
+    def mixed(self, scores: Float[Tensor, "B H T S"]) -> Float[Tensor, "B 1 T S"]:
         found = torch.einsum("h,bhij->bij", self.scale * self.weight, scores).unsqueeze(1)
         return found if self.bias is None else found + self.bias
 
@@ -338,10 +342,10 @@ class Latent(Selector):
     def operands(
         self,
         q: Float[Tensor, "B T H D"],
-        k: Float[Tensor, "B T K D"],
-        q_own: Float[Tensor, "B T S D"],
-        k_own: Float[Tensor, "B T S D"],
-    ) -> tuple[Float[Tensor, "B T M E"], Float[Tensor, "B T 1 E"]]:
+        k: Float[Tensor, "B S K D"],
+        q_own: Float[Tensor, "B T N D"],
+        k_own: Float[Tensor, "B S N D"],
+    ) -> tuple[Float[Tensor, "B T M E"], Float[Tensor, "B S 1 E"]]:
         parts = sliced(q_own, self.n, rotary=self.rotary)  # (B, T, 1, n, E)
         weighted = (parts * self.weight[:, :, None]).flatten(3)
         keys = sliced(k_own, self.n, rotary=self.rotary).flatten(3)

@@ -16,8 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from winnow.attention.base import BYTES_PER_STATE_ELEMENT, Attention, AttentionConfig, Inside, MixerState, Shape
-from winnow.attention.selectors import products
+from winnow.attention.base import (
+    BYTES_PER_STATE_ELEMENT,
+    Attention,
+    AttentionConfig,
+    Inside,
+    MixerState,
+    Shape,
+    visible_pairs,
+)
+from winnow.attention.cache import LayerCache
+from winnow.kernels.reference import products
 
 
 @final
@@ -44,6 +53,11 @@ def softmax_attention(
     ).transpose(1, 2)
 
 
+def causal_scores(q: Float[Tensor, "B T H D"], k: Float[Tensor, "B T K D"]) -> Float[Tensor, "B H T T"]:
+    """Scores of every pair, nats; -inf in the future."""
+    return products(q, k).masked_fill(~visible_pairs(q.shape[1], None, q.device), -torch.inf)
+
+
 @final
 class SoftmaxAttention(Attention):
     """See the module's equation."""
@@ -59,6 +73,16 @@ class SoftmaxAttention(Attention):
 
     def inside(self, q: Float[Tensor, "B T H D"], k: Float[Tensor, "B T K D"], state: MixerState) -> Inside:
         return Inside(products(q, k))
+
+    def look(
+        self, q: Float[Tensor, "B 1 H D"], cache: LayerCache, state: MixerState
+    ) -> tuple[Float[Tensor, "B 1 H D"], Mapping[str, Tensor]]:
+        return cache.attend(q), {}
+
+    def logits(
+        self, q: Float[Tensor, "B T H D"], k: Float[Tensor, "B T K D"], masks: Float[Tensor, "B M T T"] | None
+    ) -> Float[Tensor, "B H T T"]:
+        return causal_scores(q, k)
 
     def oracle(
         self, q: Float[Tensor, "T H D"], k: Float[Tensor, "T K D"], v: Float[Tensor, "T K D"]

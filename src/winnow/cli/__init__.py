@@ -18,12 +18,14 @@ from winnow.cli import (
     artifacts,
     bisect,
     export,
+    generate,
     graft,
     importing,
     lint,
     masks,
     numerics,
     output,
+    prune,
     reporting,
     runs,
     studies,
@@ -46,15 +48,17 @@ studies.register(app)
 verdicts.register(app)
 runs.register(app)
 reporting.register(app)
-upkeep.register(app)
+lint.register(app)
+importing.register(app)
+prune.register(app)
+generate.register(app)
 masks.register(app)
 numerics.register(app)
-export.register(app)
 graft.register(app)
-importing.register(app)
+export.register(app)
+upkeep.register(app)
 artifacts.register(app)
 bisect.register(app)
-lint.register(app)
 
 
 def _version(asked: bool) -> None:

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "export",
-        rich_help_panel=options.UPKEEP,
+        rich_help_panel=options.MODELS,
         epilog="Example: winnow export quickstart/control/0 --to gpt2-control",
         no_args_is_help=True,
     )(export)

@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "graft",
-        rich_help_panel=options.UPKEEP,
+        rich_help_panel=options.MODELS,
         epilog="Example: winnow graft quickstart/control/0 --to grown --add-heads 1 --init ko_zero",
         no_args_is_help=True,
     )(graft)

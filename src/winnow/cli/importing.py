@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "import",
-        rich_help_panel=options.UPKEEP,
+        rich_help_panel=options.NOTEBOOKS,
         epilog="Example: winnow import examples/commands.md --preset mini",
         no_args_is_help=True,
     )(import_notebook)

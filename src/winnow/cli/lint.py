@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "lint",
-        rich_help_panel=options.UPKEEP,
+        rich_help_panel=options.NOTEBOOKS,
         epilog="Example: winnow lint notebooks/001-does-the-gain-last.md --ignore claim-unanswered",
         no_args_is_help=True,
     )(lint)

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "masks",
-        rich_help_panel=options.UPKEEP,
+        rich_help_panel=options.MODELS,
         epilog="Example: winnow masks study/plain/0 study/protected/0 --text story.txt --tokens 256",
         no_args_is_help=True,
     )(masks)

@@ -41,7 +41,7 @@ class Dtype(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
-        "numerics", rich_help_panel=options.UPKEEP, epilog="Example: winnow numerics --max-length 512 --plot errors.png"
+        "numerics", rich_help_panel=options.MODELS, epilog="Example: winnow numerics --max-length 512 --plot errors.png"
     )(numerics)
 
 

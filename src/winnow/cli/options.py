@@ -12,7 +12,14 @@ from winnow.errors import InputError
 if TYPE_CHECKING:
     from winnow.records.store import RunStore
 
-STUDIES, VERDICTS, RUNS, PAGES, UPKEEP = "Studies", "Verdicts", "Runs", "Pages", "Upkeep"
+STUDIES, VERDICTS, RUNS, NOTEBOOKS, MODELS, UPKEEP = (
+    "Studies",
+    "Verdicts",
+    "Runs",
+    "Notebooks",
+    "Trained models",
+    "Upkeep",
+)
 """Panels of --help, in this order."""
 
 StudyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .toml study or a .md notebook.", show_default=False)]

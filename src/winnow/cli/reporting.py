@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
         ("report", report, "winnow report examples/quickstart.toml --out quickstart.html"),
         ("index", index, "winnow index notebooks"),
     ):
-        app.command(name, rich_help_panel=options.PAGES, epilog=f"Example: {example}", no_args_is_help=True)(command)
+        app.command(name, rich_help_panel=options.NOTEBOOKS, epilog=f"Example: {example}", no_args_is_help=True)(
+            command
+        )
 
 
 def report(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from winnow.kernels.rule import Problem, Rule, calls
-from winnow.kernels.scan import running_damage, running_sum
+from winnow.kernels.scan import damage_of_block, running_damage, running_sum
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -93,6 +93,35 @@ def forgotten(raw: Tensor, protector: Tensor | None, rule: Rule, starts: Tensor 
     return mask.relu() if rule.relu_after else mask
 
 
+def add_votes(
+    against: Tensor, shield: Tensor | None, raw: Tensor, protector: Tensor | None, seen: Pairs, rule: Rule
+) -> None:
+    """One query's turn: its votes are added to `against` (B, M, S), and under protection to what `shield` lets through.
+
+    raw, protector: its scores (B, M, 1, S). Both tensors are changed in place.
+    """
+    cast = votes(raw, seen.votable, rule)[:, :, 0].to(against.dtype)
+    if shield is None:
+        against += cast
+        return
+    p = protections(raw, protector, seen.visible, rule)[:, :, 0].to(against.dtype)
+    against += (cast - shield).relu()
+    shield.copy_((shield - cast).relu() + p)
+
+
+def piled_up(raw: Tensor, protector: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor | None]:
+    """F (B, M, T) after the last of T queries, as a further query would feel it but for `relu_after`; and the
+    protection that is left, where there is any. One document."""
+    visible, votable = pairs(range(raw.shape[-1]), rule, None, raw.device)
+    accumulate = accumulating_dtype(rule, raw.dtype)
+    cast = votes(raw, votable, rule).to(accumulate)
+    if rule.protection == "none":
+        return cast.sum(-2), None
+    p = protections(raw, protector, visible, rule).to(accumulate)
+    damage, shield = damage_of_block(cast, p, torch.zeros_like(cast[..., 0, :]))
+    return damage[..., -1, :], shield
+
+
 def attend(
     scores: Tensor,
     raw: Tensor,
@@ -122,6 +151,16 @@ def per_head(x: Tensor, n_heads: int) -> Tensor:
     """(B, T, H, D) of (B, T, K, D): each kv head for its group."""
     group = n_heads // x.shape[2]
     return x if group == 1 else x.repeat_interleave(group, dim=2)
+
+
+def products(q: Tensor, k: Tensor, d_head: int | None = None) -> Tensor:
+    """(B, M, T, S): q . k / sqrt(d_head) of every pair of q (B, T, M, E) and k (B, S, K, E), in the computing dtype.
+
+    Each key serves M / K queries. d_head None: E.
+    """
+    dtype = computing_dtype(q.dtype)
+    keys = per_head(k.to(dtype), q.shape[2])
+    return (q.to(dtype) * (d_head or q.shape[-1]) ** -0.5).transpose(1, 2) @ keys.permute(0, 2, 3, 1)
 
 
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:

@@ -11,6 +11,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from winnow.attention import Attention
+from winnow.attention.cache import KVCache, LayerCache
+from winnow.attention.prune import NoneConfig, PolicyConfig
 from winnow.config import Variant
 from winnow.errors import InputError
 from winnow.models.presets import expand
@@ -37,6 +40,11 @@ class ModelConfig(Variant):
     def _expand_preset(cls, value: Any, handler: Any) -> Any:
         return handler(expand(cast("dict[str, Any]", value)) if isinstance(value, dict) else value)
 
+    @property
+    def casts_votes(self) -> bool:
+        """Whether any layer votes against keys."""
+        return False
+
     @abstractmethod
     def build(self, vocab_size: int, context: int) -> Model:
         """A model with uninitialised parameters for sequences of up to `context` tokens.
@@ -47,6 +55,45 @@ class ModelConfig(Variant):
 
 class Model(nn.Module):
     """Tokens in, hidden states out."""
+
+    def cache(
+        self,
+        batch: int,
+        context: int,
+        budgets: int | Mapping[str, int] | None = None,
+        policy: PolicyConfig | None = None,
+    ) -> KVCache:
+        """An empty cache for `batch` sequences of up to `context` tokens.
+
+        budgets: keys that every layer keeps, or those of each layer by its path in the model; None: the context.
+        policy: what goes; None: nothing does. Raises InputError, naming the layer, for a budget below 1, a layer that
+        does not exist, and a policy that does not suit the layer.
+        """
+        mixers = {path: module for path, module in self.named_modules() if isinstance(module, Attention)}
+        if not isinstance(budgets, Mapping):
+            budgets = dict.fromkeys(mixers, context if budgets is None else budgets)
+        unknown = sorted(set(budgets) ^ set(mixers))
+        if unknown:
+            what = "has no budget" if unknown[0] in mixers else "is no attention layer"
+            raise InputError(f"{unknown[0]} {what}", key="budgets", mend=f"layers: {', '.join(mixers)}")
+        layers: dict[str, LayerCache] = {}
+        full = 0
+        for path, mixer in mixers.items():
+            try:
+                layers[path] = mixer.cache(batch, budgets[path], context, policy or NoneConfig())
+            except InputError as error:
+                raise InputError(f"{path}: {error.message}", key=error.key, mend=error.mend) from error
+            layer = layers[path]
+            full += 2 * batch * context * mixer.shape.n_kv_heads * mixer.shape.d_head * layer.v.element_size()
+        return KVCache(layers, context, full)
+
+    def extend(self, tokens: Int[Tensor, "B T"], cache: KVCache) -> Output:
+        """Hidden states of the next tokens of every row, without gradients; the cache then holds them too.
+
+        One token at a time, or the first ones of an empty cache at once. Raises InputError where the model cannot, for
+        several tokens beside a cache that is not empty, and beyond the context.
+        """
+        raise InputError(f"{type(self).__name__} does not decode", mend="give it `extend`")
 
     def recompute_blocks(self) -> None:
         """From now on keep only the inputs of each block for the backward pass, which computes its inside again.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from winnow.attention import AttentionConfig, Mixed, MixerState, Shape, SoftmaxConfig, mixer_state
+from winnow.attention.cache import KVCache, LayerCache
 from winnow.errors import InputError
 from winnow.models.base import Facts, Model, ModelConfig, Output
 from winnow.models.layers import MLP, Activation, LayerNormConfig, NormConfig, Table
@@ -105,6 +106,10 @@ class GPTConfig(ModelConfig):
             rotary=self.positions == "rotary",
         )
 
+    @property
+    def casts_votes(self) -> bool:
+        return self.attention.casts_votes
+
     def build(self, vocab_size: int, context: int) -> GPT:
         return GPT(self, vocab_size, context)
 
@@ -121,8 +126,13 @@ class Block(nn.Module):
             shape.d_model, config.d_ff, bias=shape.bias, n_layers=shape.n_layers, activation=config.activation
         )
 
-    def forward(self, h: Float[Tensor, "B T C"], state: MixerState) -> Mixed:
-        y, aux = self.attention(self.norm1(h), state)
+    def forward(self, h: Float[Tensor, "B T C"], state: MixerState, cache: LayerCache | None = None) -> Mixed:
+        if cache is None:
+            y, aux = self.attention(self.norm1(h), state)
+        elif h.shape[1] == 1:
+            y, aux = self.attention.step(self.norm1(h), cache, state)
+        else:
+            y, aux = self.attention.prefill(self.norm1(h), cache, state)
         h = h + y
         return Mixed(h + self.mlp(self.norm2(h)), aux)
 
@@ -159,23 +169,40 @@ class GPT(Model):
         T = tokens.shape[1]
         if self.max_seq_len < T:
             raise InputError(f"{T} tokens are more than the model's {self.max_seq_len}", key="model.max_seq_len")
-        state = mixer_state(documents)
+        return self._through(tokens, mixer_state(documents))
+
+    @torch.no_grad()
+    def extend(self, tokens: Int[Tensor, "B T"], cache: KVCache) -> Output:
+        """See `Model.extend`."""
+        if self.max_seq_len < cache.context:
+            raise InputError(f"{cache.context} tokens are more than the model's {self.max_seq_len}", key="context")
+        B, T = tokens.shape
+        if T == 1:
+            return self._through(tokens, MixerState(positions=cache.length.long().expand(B, 1)), cache)
+        if int(cache.length):
+            raise InputError(f"{T} tokens at once, after {int(cache.length)}", mend="give one at a time")
+        if cache.context < T:
+            raise InputError(f"{T} tokens are more than the cache's context of {cache.context}", key="context")
+        return self._through(tokens, MixerState(), cache)
+
+    def _through(self, tokens: Int[Tensor, "B T"], state: MixerState, cache: KVCache | None = None) -> Output:
         h = self.embedding(tokens)
         if self.positions is not None:
             table = self.positions.weight
-            h = h + (table[:T] if state.positions is None else self.positions(state.positions))
+            h = h + (table[: tokens.shape[1]] if state.positions is None else self.positions(state.positions))
         aux: list[Mapping[str, Tensor]] = []
-        for block in self.blocks:
-            h, of_layer = self._block(block, h, state)
-            aux.append(of_layer)
-            if of_layer or state.previous:
-                state = replace(state, previous=of_layer)
+        for layer, block in enumerate(self.blocks):
+            of_layer = None if cache is None else cache.layers[f"blocks.{layer}.attention"]
+            h, handed_on = self._block(block, h, state, of_layer)
+            aux.append(handed_on)
+            if handed_on or state.previous:
+                state = replace(state, previous=handed_on)
         return Output(self.norm(h), tuple(aux))
 
-    def _block(self, block: nn.Module, h: Float[Tensor, "B T C"], state: MixerState) -> Mixed:
+    def _block(self, block: nn.Module, h: Float[Tensor, "B T C"], state: MixerState, cache: LayerCache | None) -> Mixed:
         if self._recompute and torch.is_grad_enabled():
             return checkpoint(block, h, state, use_reentrant=False)
-        return block(h, state)
+        return block(h, state, cache)
 
     def recompute_blocks(self) -> None:
         """See `Model.recompute_blocks`. Draws of a mechanism are repeated: torch's generator is put back for them."""

@@ -78,7 +78,7 @@ def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None
             identity=config.canonical(),
             data=task.digest,
             facts=facts,
-            metrics=dict(config.task.metrics),
+            metrics=config.metrics,
             parent=lineage.parent,
         )
     _check_metrics(study, configs)
@@ -134,14 +134,14 @@ def _facts(config: RunConfig, task: Task, lineage: Lineage) -> dict[str, float |
 
 
 def _check_metrics(study: Study, configs: Mapping[str, RunConfig]) -> None:
-    """Every metric that decides must be one that the task measures, and better in the direction that was written."""
+    """Every metric that decides must be one that the arms measure, and better in the direction that was written."""
     endpoint = study.endpoint
     for arm, config in configs.items():
-        metrics = config.task.metrics
+        metrics = config.metrics
         if endpoint.metric not in metrics:
             place = ("endpoint", "metric")
             raise study.lines.error(
-                f"task {config.task.kind!r} has no metric {endpoint.metric!r}",
+                f"arm {arm!r} does not measure {endpoint.metric!r}",
                 place,
                 nearest(endpoint.metric, metrics),
             )
@@ -154,7 +154,7 @@ def _check_metrics(study: Study, configs: Mapping[str, RunConfig]) -> None:
         for claim in study.claims:
             if arm in claim.all_arms and claim.metric not in metrics:
                 raise study.lines.error(
-                    f"task {config.task.kind!r} has no metric {claim.metric!r}",
+                    f"arm {arm!r} does not measure {claim.metric!r}",
                     ("claims", claim.id),
                     nearest(claim.metric, metrics),
                 )

@@ -27,6 +27,8 @@ from winnow.config import Variant
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from winnow.tasks.tokenizer import Tokenizer
+
 Ids = npt.NDArray[np.integer[Any]]
 """Token ids: uint16 or int32, in memory or memory-mapped."""
 
@@ -106,6 +108,8 @@ class Task(ABC):
     """Tokens per row (T)."""
     digest: str
     """SHA-256 over training tokens, validation tokens and tokenizer: the data's part of a run's identity."""
+    tokenizer: Tokenizer | None = None
+    """What turns text into tokens and back; None: the tokens are no text."""
     validation_digest: str
     """SHA-256 of the whole validation set; for text it is that of the text, whatever the tokenizer."""
 

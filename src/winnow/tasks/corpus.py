@@ -193,7 +193,7 @@ class CorpusTask(Task):
         self.context = context
         self.vocab_size = tokenizer.vocab_size
         self.validation_digest = validation_digest
-        self._tokenizer = tokenizer
+        self.tokenizer = self._tokenizer = tokenizer
         self._training = training
         self._held_out = held_out
         self._counts = counts

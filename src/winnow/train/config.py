@@ -16,9 +16,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 
+from winnow.attention.prune import PolicyConfig, VotesConfig, budget_of
 from winnow.config import Config
 from winnow.errors import InputError
 from winnow.models.base import ModelConfig
@@ -81,6 +83,36 @@ class TrainConfig(Config):
         return self
 
 
+class PruneConfig(Config):
+    """Losses of the trained model with a bounded cache: `prune/POLICY/KEEP/ce`, after the last update."""
+
+    policy: PolicyConfig = VotesConfig()
+    """Which keys go; its name alone will do. Arms that do not select have no loss under `votes` and `anew`."""
+    keep: tuple[float, ...]
+    """Parts of the context that every layer keeps, each above 0 and at most 1."""
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keeps(self) -> Self:
+        if self.policy.kind == "none":
+            raise InputError("nothing goes under none", key="policy", mend="val/ce is that loss")
+        if not self.keep:
+            raise InputError("keeps nothing", key="keep", mend="give parts of the context, say [0.25, 0.125]")
+        for keep in self.keep:
+            budget_of(keep, 1)
+            if self.keep.count(keep) > 1:
+                raise InputError(f"{keep} stands twice", key="keep", mend="name each part once")
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        """The part of the context that is kept, by metric."""
+        return {f"prune/{self.policy.kind}/{keep:g}/ce": keep for keep in self.keep}
+
+
 class EvaluationConfig(Config):
     """What a run is measured on. It belongs to the study, never to an arm."""
 
@@ -95,7 +127,18 @@ class EvaluationConfig(Config):
     """Updates between looks at the inside of the mechanisms (`inside/LAYER/NAME` in the journal, on the first batch of
     the validation tokens); step 0 and the last step are looked at too. None = never."""
 
-    legacy: ClassVar[Mapping[str, Any]] = {"inside": None}
+    prune: tuple[PruneConfig, ...] = ()
+    """Losses with a bounded cache, measured once, after the last update. (): none."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"inside": None, "prune": ()}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [name for part in self.prune for name in part.metrics()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{twice} is asked for twice", key="prune", mend="name each policy and part once")
+        return self
 
 
 class InitFromConfig(Config):
@@ -181,6 +224,13 @@ class RunConfig(Config):
         return self._grown
 
     @property
+    def metrics(self) -> dict[str, Literal["lower", "higher"]]:
+        """What the run measures and a claim may be decided on, and which way is better."""
+        votes = self.grown.casts_votes
+        asked = [part for part in self.evaluation.prune if votes or not part.policy.needs_votes]
+        return {**self.task.metrics, **{name: "lower" for part in asked for name in part.metrics()}}
+
+    @property
     def first_step(self) -> int:
         """Updates that count as done when the run starts: the parent's where it is resumed."""
         start = self.init_from
@@ -243,6 +293,8 @@ def split_ranks(config: RunConfig, ranks: int) -> tuple[int, int]:
     """
     micro_batch, accumulation = split_update(config.train, config.task.context)
     share = rank_rows(micro_batch * accumulation, ranks)
+    if ranks > 1 and config.evaluation.prune:
+        raise InputError("several ranks measure no pruned losses", key="evaluation.prune", mend="drop it, or --ranks")
     if ranks > 1 and config.train.compile:
         raise InputError("several ranks do not run compiled models", key="train.compile", mend="drop it, or --ranks")
     size = max(rows for rows in range(1, min(micro_batch, share) + 1) if share % rows == 0)

@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from winnow.attention import Attention
-from winnow.models.base import Model
+from winnow.attention import Attention, PolicyConfig
+from winnow.attention.prune import budget_of
+from winnow.errors import InputError
+from winnow.models.base import Model, Output
 from winnow.tasks.base import Batch, Task, Validation
-from winnow.train.config import EvaluationConfig
+from winnow.train.config import EvaluationConfig, PruneConfig
 from winnow.train.device import autocast
 from winnow.train.group import ALONE, Group
-from winnow.train.losses import losses, target_weight
+from winnow.train.losses import Forward, losses, target_weight
 
 BATCH_TOKENS = 8192
 """Tokens in one forward pass, whatever the run's micro batch: arms are measured alike."""
@@ -40,19 +44,79 @@ def evaluate(
     All are of the cross entropy alone, whatever else the training loss holds; mechanisms compute no penalty here.
     Ranks take the batches in turn.
     """
-    total, count = 0.0, 0.0
-    with evaluating(model):
-        for batch, mine in _in_turn(validation.batches(_batch_rows(validation)), group):
-            ce = float(losses(model, model, batch, device, precision).ce)
-            if mine:
-                total += ce
-                count += target_weight([batch])
-    total = group.total(total)
-    ce = total / group.total(count)
+    total, count = _summed(model, model, validation, device, precision, group)
+    ce = total / count
     found = {"val/ce": ce, "val/ppl": math.exp(ce) if ce < 700 else math.inf}
     bits = validation.bits_per_byte(total)
     if bits is not None:
         found["val/bpb"] = bits
+    return found
+
+
+@torch.no_grad()
+def pruned_ce(
+    model: Model,
+    validation: Validation,
+    device: torch.device,
+    precision: str,
+    budgets: int | Mapping[str, int],
+    policy: PolicyConfig,
+) -> float:
+    """`val/ce` where no layer keeps more than its budget of keys, as if every window were decoded token by token.
+
+    budgets: of every layer, or of each by its path. With those that no query can feel it is `evaluate`'s to the bit.
+    Raises InputError where the policy does not suit the model.
+    """
+
+    def forward(tokens: Tensor) -> Output:
+        return model.extend(tokens, model.cache(len(tokens), validation.context, budgets, policy))
+
+    total, count = _summed(forward, model, validation, device, precision, ALONE)
+    return total / count
+
+
+def _summed(
+    forward: Forward, model: Model, validation: Validation, device: torch.device, precision: str, group: Group
+) -> tuple[float, float]:
+    """Cross entropy, nats, over all targets; and how many there are."""
+    total, count = 0.0, 0.0
+    with evaluating(model):
+        for batch, mine in _in_turn(validation.batches(_batch_rows(validation)), group):
+            ce = float(losses(forward, model, batch, device, precision).ce)
+            if mine:
+                total += ce
+                count += target_weight([batch])
+    return group.total(total), group.total(count)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """One pruned loss that a run is measured by."""
+
+    metric: str
+    """`prune/POLICY/KEEP/ce`"""
+    budget: int
+    """Keys that every layer keeps."""
+    policy: PolicyConfig
+
+
+def prunings(asked: Iterable[PruneConfig], model: Model, context: int) -> list[Pruning]:
+    """The pruned losses of a model; a policy that goes by votes says nothing of a model that casts none.
+
+    Raises InputError where another policy does not suit it.
+    """
+    found: list[Pruning] = []
+    for part in asked:
+        keeps = part.metrics()  # read in every arm: what says nothing of one is no option without effect
+        if part.policy.needs_votes and not any(mixer.voting for mixer in _places(model).values()):
+            continue
+        for metric, keep in keeps.items():
+            budget = budget_of(keep, context)
+            try:
+                model.cache(1, context, budget, part.policy)
+            except InputError as error:
+                raise InputError(error.message, key="evaluation.prune", mend=error.mend) from error
+            found.append(Pruning(metric, budget, part.policy))
     return found
 
 

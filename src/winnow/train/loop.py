@@ -24,7 +24,7 @@ from winnow.train.backends import Backends
 from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig, split_ranks
 from winnow.train.device import autocast
-from winnow.train.evaluate import evaluate, held_out, look_inside
+from winnow.train.evaluate import evaluate, held_out, look_inside, pruned_ce, prunings
 from winnow.train.grafted import Grafted
 from winnow.train.group import ALONE, BUILD, Charge, Group, together
 from winnow.train.losses import Forward, Losses, Smoothed, losses, target_weight, tensors_of
@@ -127,6 +127,7 @@ class Loop:
             self._charge: Charge = group.wrap(self._losses, self.model)
             self._evaluate_every = config.evaluation.every
             self._look_every = config.evaluation.inside
+            self._prunings = prunings(config.evaluation.prune, self.model, config.task.context)
             if config.train.recompute:
                 self.model.recompute_blocks()
             learning_rate(config.train.steps, config.train)  # its far end, so that a late option counts as read
@@ -161,9 +162,15 @@ class Loop:
 
     @together
     def evaluate(self) -> dict[str, float]:
-        """Validation metrics of the weights as they are."""
+        """Validation metrics of the weights as they are; those of the last update with a pruned cache too."""
+        precision = self.config.train.precision
         with self.backends.watched(), self.group.inference(self.model):
-            return evaluate(self.model, self.validation, self.device, self.config.train.precision, self.group)
+            found = evaluate(self.model, self.validation, self.device, precision, self.group)
+            for part in self._prunings if self.step == self.config.train.steps else ():
+                found[part.metric] = pruned_ce(
+                    self.model, self.validation, self.device, precision, part.budget, part.policy
+                )
+            return found
 
     @property
     def look_due(self) -> bool:

@@ -1,6 +1,7 @@
 // The library's entry points. Compiled once for every instruction set, each time with WINNOW_ISA naming it; the
 // portable instance, which runs anywhere, is also given WINNOW_CHOOSES and holds what chooses among them.
 #include "backward.h"
+#include "decode.h"
 #include "forward.h"
 
 #define WINNOW_JOIN(name, isa) name##_##isa
@@ -12,6 +13,11 @@ extern "C" int WINNOW_NAMED(winnow_forward, WINNOW_ISA)(const winnow::Problem* p
 extern "C" int WINNOW_NAMED(winnow_backward, WINNOW_ISA)(const winnow::Problem* p, const winnow::Backward* to) {
     return winnow::WINNOW_ISA::backward(*p, *to);
 }
+extern "C" int WINNOW_NAMED(winnow_decode, WINNOW_ISA)(const winnow::Decode* d, int part) {
+    if (part == 0) winnow::WINNOW_ISA::write(*d);
+    if (part == 1) winnow::WINNOW_ISA::look(*d);
+    return 0;
+}
 
 #if defined(WINNOW_CHOOSES)
 
@@ -21,6 +27,8 @@ int winnow_forward_avx512(const winnow::Problem*, const winnow::Forward*);
 int winnow_forward_avx2(const winnow::Problem*, const winnow::Forward*);
 int winnow_backward_avx512(const winnow::Problem*, const winnow::Backward*);
 int winnow_backward_avx2(const winnow::Problem*, const winnow::Backward*);
+int winnow_decode_avx512(const winnow::Decode*, int);
+int winnow_decode_avx2(const winnow::Decode*, int);
 #endif
 
 // The widest instance this processor can run: 2 AVX-512, 1 AVX2, 0 portable.
@@ -54,9 +62,20 @@ int winnow_backward(int instance, const winnow::Problem* p, const winnow::Backwa
 #endif
     return winnow_backward_portable(p, to);
 }
+// `part`: 0 writes the new key, 1 looks at what is held and votes.
+int winnow_decode(int instance, const winnow::Decode* d, int part) {
+#if defined(__x86_64__)
+    if (instance == 2) return winnow_decode_avx512(d, part);
+    if (instance == 1) return winnow_decode_avx2(d, part);
+#else
+    (void)instance;
+#endif
+    return winnow_decode_portable(d, part);
+}
 
 int winnow_problem_size() { return sizeof(winnow::Problem); }
 int winnow_forward_size() { return sizeof(winnow::Forward); }
+int winnow_decode_size() { return sizeof(winnow::Decode); }
 int winnow_backward_size() { return sizeof(winnow::Backward); }
 }
 

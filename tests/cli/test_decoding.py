@@ -1,0 +1,167 @@
+"""winnow prune and winnow generate on a tiny study: what is printed, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.tiny import winnow as command
+from tests.cli.tiny import write_study
+
+ARMS = 'arms.selective = { model.attention = { kind = "selective" } }\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("pruned")
+    path = write_study(
+        found,
+        ARMS,
+        changes={"lr = 0.01": "lr = 0.03", "seeds = [0, 1, 2]": "seeds = [0, 1]", "looks = [2, 3]": "looks = [2]"},
+    )
+    assert command("run", path.name, "--jobs", 1, cwd=found).code == 0
+    return found
+
+
+def test_a_curve_of_all_seeds_as_text_csv_json_and_picture(folder: Path) -> None:
+    asked = ("prune", "tiny/selective", "--keep", "1/2", "--keep", "0.125", "--policy", "votes", "--policy", "h2o")
+    text = command(*asked, "--target-loss-of", "tiny/control", "--step", 5, cwd=folder)
+    assert text.code == 0, text.err
+    head, names, full, half, eighth = text.out.splitlines()[:5]
+    assert head == "tiny/selective: loss in nats per token, context 16, 2 seeds, ± 1 sd"
+    assert names.split() == ["keep", "keys", "votes", "h2o"]
+    assert [row.split()[:2] for row in (full, half, eighth)] == [["all", "16"], ["1/2", "8"], ["1/8", "2"]]
+    assert "smallest memory at the loss of tiny/control" in text.out
+    found = json.loads(command(*asked, "--json", "--plot", "curve.png", cwd=folder).out)
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert found["files"] == ["curve.png"]
+    assert [run["name"] for run in found["runs"]] == ["tiny/selective/0", "tiny/selective/1"]
+    for run in found["runs"]:
+        shown = json.loads(command("show", run["run"], "--json", cwd=folder).out)
+        assert run["unpruned"] == shown["record"]["final"]["val/ce"]
+        assert run["target"] is None
+        assert run["parity"] == {}
+        assert {(row["policy"], row["keep"]) for row in run["curve"]} == {
+            (p, k) for p in ("votes", "h2o") for k in (0.5, 0.125)
+        }
+        (path,) = run["curve"][0]["budgets"]
+        assert path == "blocks.0.attention"
+        eight = next(row for row in run["curve"] if (row["policy"], row["keep"]) == ("votes", 0.5))
+        assert eight["memory"] == pytest.approx(9 * (2 * 2 * 8 * 4 + 4 + 4) / (16 * 2 * 2 * 8 * 4))
+    rows = list(csv.DictReader(command(*asked, "--csv", cwd=folder).out.splitlines()))
+    assert len(rows) == 8
+    assert float(rows[0]["loss"]) == found["runs"][0]["curve"][0]["loss"]
+
+
+def test_memory_at_the_loss_of_another_run(folder: Path) -> None:
+    """The run's own loss can always be reached; a better one never."""
+    own = ("--target-loss-of", "tiny/selective", "--json", "--keep", "1/2")
+    (run,) = json.loads(command("prune", "tiny/selective/0", *own, cwd=folder).out)["runs"]
+    assert set(run["parity"]) == {"votes", "anew", "window", "h2o"}
+    votes = run["parity"]["votes"]
+    assert votes["uniform"]["loss"] <= run["target"] == run["unpruned"]
+    assert votes["by_layer"]["loss"] <= run["target"]
+    assert run["parity"]["window"]["by_layer"] == {}
+    (alike,) = json.loads(command("prune", "tiny/selective/0", *own, "--uniform", cwd=folder).out)["runs"]
+    assert alike["parity"]["votes"] == {"uniform": votes["uniform"], "by_layer": {}}
+    losses = {
+        seed: json.loads(command("show", f"tiny/selective/{seed}", "--json", cwd=folder).out)["record"]["final"][
+            "val/ce"
+        ]
+        for seed in (0, 1)
+    }
+    worse, better = sorted(losses, key=lambda seed: -losses[seed])
+    told = command("prune", f"tiny/selective/{worse}", "--target-loss-of", f"tiny/selective/{better}", cwd=folder)
+    assert "none" in told.out
+    assert "the full cache's loss is above it" in told.out
+
+
+def test_text_is_generated_from_a_small_cache(folder: Path) -> None:
+    asked = ("generate", "tiny/selective/0", "--prompt", "the ", "--seed", 3)
+    ended = command(*asked, "--budget", "1/4", cwd=folder)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("the ")
+    assert "cache of 4 of 16 keys a layer" in ended.err
+    assert "tokens/s" in ended.err
+    assert ended.out == command(*asked, "--budget", 4, cwd=folder).out
+    found = json.loads(command(*asked, "--prompt", "select", "--tokens", 5, "--json", cwd=folder).out)
+    assert [text["prompt"] for text in found["texts"]] == ["the ", "select"]
+    assert found["cache_bytes"] == 2 * 16 * (2 * 2 * 8 * 4 + 4 + 4)
+    assert found["tokens"] <= 10
+    both = command(*asked, "--prompt", "select", "--tokens", 5, cwd=folder).out
+    assert both.splitlines()[0] == "prompt 0"
+    greedy = [command(*asked, "--temperature", 0, "--seed", seed, cwd=folder).out for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+    assert command("generate", "tiny/control/0", "--budget", 3, cwd=folder).code == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("prune tiny/control/0 --policy votes", "error: --policy: votes goes by votes, and tiny/control/0 casts none"),
+        (
+            "prune tiny/selective/0 tiny/control/0 --policy anew",
+            "error: --policy: anew goes by votes, and tiny/control/0",
+        ),
+        ("prune tiny/selective/0 --keep 0", "error: --keep: '0' is no part of the context"),
+        ("prune tiny/selective/0 --keep 9/8", "error: --keep: '9/8' is no part of the context"),
+        ("prune tiny/selective/0 --keep half", "error: --keep: 'half' is no part of the context"),
+        ("prune tiny/selective/0 --keep 1/0", "error: --keep: '1/0' is no part of the context"),
+        ("prune tiny/selective/0 --step 0", "error: --step: 0 keys"),
+        ("prune tiny/selective/0 --tokens 99999999", "error: evaluation.tokens: 99999999 validation tokens"),
+        ("prune tiny/nothing", "error: no run of 'tiny/nothing' has finished"),
+        ("prune tiny/selective/7", "error: there is no run 'tiny/selective/7'"),
+        ("prune tiny/selective/0 --plot curve.pdf", "error: --plot: 'curve.pdf' is not a PNG file"),
+        ("prune tiny/selective/0 --csv --json", "error: --csv: one form at a time"),
+        ("prune tiny/selective/0 --target-loss-of tiny/no/0", "error: --target-loss-of: there is no run 'tiny/no/0'"),
+        ("generate tiny/selective/0 --prompt 1234567890123456", "error: --prompt: 17 tokens"),
+        ("generate tiny/selective/0 --prompt 123456789012345", "error: --prompt: 16 tokens"),
+        ("generate tiny/selective/0 --prompt 1 --tokens 15", "error: --tokens: 15 new tokens"),
+        ("generate tiny/selective/0 --tokens 0", "error: --tokens: 0 new tokens"),
+        ("generate tiny/selective/0 --budget 0", "error: --budget: a budget of 0 keys; keep at least 1"),
+        ("generate tiny/selective/0 --budget -1/2", "error: --budget: '-1/2' is no number of keys"),
+        ("generate tiny/selective/0 --budget 1,2", "error: --budget: 2 budgets for 1 layers"),
+        (
+            "generate tiny/control/0 --budget 4 --policy votes",
+            "error: --policy: votes goes by votes, and the run casts",
+        ),
+        ("generate tiny/selective/0 --policy votes", "error: --policy: nothing goes without a budget"),
+        ("generate tiny/selective/0 --temperature -1", "error: --temperature: -1.0 is not permitted"),
+        ("generate tiny/selective/0 --top-k 0", "error: --top-k: 0 is not permitted"),
+        ("generate tiny/selective/0 --top-p 2", "error: --top-p: 2.0 is not permitted"),
+    ],
+)
+def test_what_is_refused(folder: Path, asked: str, said: str) -> None:
+    ended = command(*asked.split(), cwd=folder)
+    assert ended.code == 2
+    assert ended.err.strip().splitlines()[-1].startswith(said)
+
+
+def test_a_damaged_checkpoint_and_another_text_are_refused(folder: Path, tmp_path: Path) -> None:
+    here = tmp_path / "copy"
+    shutil.copytree(folder, here)
+    name = "tiny/selective/0"
+    shown: dict[str, Any] = json.loads(command("show", name, "--json", cwd=here).out)
+    newest = sorted((Path(here / "winnow-store") / "runs" / shown["digest"] / "checkpoints").glob("step-*"))[-1]
+    weights = newest / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for asked in (("prune", name), ("generate", name)):
+        ended = command(*asked, cwd=here)
+        assert ended.code == 2
+        assert "the last checkpoint of run" in ended.err
+        assert "is damaged: step-00000006: weights.safetensors is damaged" in ended.err
+
+
+def test_a_text_that_has_changed_is_refused(tmp_path: Path) -> None:
+    path = write_study(tmp_path, changes={"seeds = [0, 1, 2]": "seeds = [0]", "looks = [2, 3]": "looks = [1]"})
+    assert command("run", path.name, "--jobs", 1, cwd=tmp_path).code == 0
+    with (tmp_path / "text.txt").open("a") as text:
+        text.write("one more line\n")
+    ended = command("prune", "tiny/control/0", cwd=tmp_path)
+    assert ended.code == 2
+    assert "has changed since; give the text that it was trained on" in ended.err
