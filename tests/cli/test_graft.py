@@ -54,13 +54,14 @@ def test_it_says_what_is_kept_and_what_wakes_when(winnow, folder: Path):
     assert ["function", "kept", "yes,", "up", "to", "rounding"] in lines
     for part, update in (("qkv.weight[q.0]", 3), ("qkv.weight[k.0]", 2), ("qkv.bias[v.0]", 2), ("out.weight[o.0]", 1)):
         assert f"attention.{part} 2 update {update}".split() in lines, ended.out
+    assert "attention.qkv.bias[k.0] 2 none: no effect".split() in lines, ended.out
     assert ended.err == ""
 
 
 def test_a_dead_head_is_announced(winnow, folder: Path):
     ended = winnow("graft", folder, "--to", folder.parent / "a", "--add-heads", 1, "--init", "zero")
     assert ended.code == 0
-    assert "dead-by-construction: 14 fresh slices can never get a gradient" in ended.err
+    assert "dead-by-construction: 12 fresh slices can never get a gradient" in ended.err
     assert ["attention.out.weight[o.0]", "2", "never"] in [line.split() for line in ended.out.splitlines()]
 
 

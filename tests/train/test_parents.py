@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.cli.tiny import winnow
-from tests.train.runs import make, run_in
+from tests.train.runs import CPU, make, run_in
 
 from winnow.errors import InputError
 from winnow.models.interchange import read_weights, weights_sha256
+from winnow.parameters import parameter_table
 from winnow.records.checkpoints import step_folder
 from winnow.records.store import RunStore
 from winnow.train import checkpoint
+from winnow.train.loop import Loop
 from winnow.train.parents import file_parent
+from winnow.train.slices import relative_changes
 
 EARLY, LATE = 1, 2
 FILES = ("weights.safetensors", "moments.safetensors", "progress.json", "manifest.json", "COMPLETE")
@@ -97,3 +101,24 @@ def test_a_graft_of_a_damaged_copy_says_what_it_took(run: Path, tmp_path: Path) 
     ended = winnow("graft", run, "--to", tmp_path / "grown", "--remove-heads", 1, cwd=tmp_path)
     assert ended.code == 0
     assert f"passed over {step_folder(LATE)}: moments.safetensors is damaged" in ended.err
+
+
+def test_slices_without_effect_are_no_extremes_of_what_moved(made: tuple[Path, Path], text: Path) -> None:
+    """Keys' biases under softmax: rounding moves them, and where they are small, nothing moves more of its size."""
+    parent = file_parent(str(made[0]))
+    bias = "blocks.0.attention.qkv.bias"
+    weights = {**parent.snapshot.weights, bias: parent.snapshot.weights[bias].clone()}
+    weights[bias][16:32] *= 1e-3
+    parent = replace(parent, snapshot=replace(parent.snapshot, weights=weights))
+    start = {"path": str(made[0]), "identity": parent.identity, "step": LATE}
+    loop = Loop(make(text, train__steps=4, init_from=start), seed=0, device=CPU, parent=parent)
+    while loop.step < 4:
+        loop.update()
+    loop.findings_at_end(loop.evaluate())
+    table = parameter_table(loop.model)
+    values, starts = (
+        {name: p.detach() for name, p in model.named_parameters()} for model in (loop.model, loop.starting_model())
+    )
+    every = relative_changes(values, starts, table)
+    assert max(every, key=every.__getitem__)[1].startswith("k."), "else this shows nothing"
+    assert "k." not in str(loop.changes["largest_change_of"])

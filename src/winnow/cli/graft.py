@@ -133,6 +133,7 @@ def graft(
                 "ce_change": report.ce_change,
                 "fresh": dict(report.fresh),
                 "wakes": dict(report.wakes),
+                "idle": report.idle,
                 "dropped": report.dropped,
             }
         )

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from winnow.config import stream
 from winnow.errors import InputError
-from winnow.models.awakening import preserved, wakes, zeros_of
+from winnow.models.awakening import idle, preserved, wakes, zeros_of
 from winnow.models.base import ModelConfig
 from winnow.models.grafts import GraftConfig, grow
 from winnow.models.transplant import Transplant, filled, label, layout, transplant
@@ -40,7 +40,7 @@ class Waking(NamedTuple):
     """Without the layer: `attention.qkv.weight[q.0]`."""
     layers: int
     when: str
-    """`update 2`, `never` or `frozen`."""
+    """`update 2`, `never`, `frozen` or `none: no effect`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ class SurgeryReport:
     dropped: tuple[str, ...]
     """What is lost, as it was called before the graft that lost it: `parameter[slice]`."""
     wakes: Mapping[str, int | None]
-    """Of each fresh slice that is trained, `parameter[slice]`, the update that first gives it a gradient, from 1;
-    None: it never gets one. Weight decay shrinks what is not 0 before that."""
+    """Of each fresh slice that is trained and acts, `parameter[slice]`, the update that first gives it a gradient, from
+    1; None: it never gets one. Weight decay shrinks what is not 0 before that."""
+    idle: tuple[str, ...] = ()
+    """Fresh slices that are in no `wakes` since they change nothing, whatever they hold: biases of keys under softmax.
+    Rounding moves them."""
     max_logit_change: float | None = None
     """Largest change of a logit on the probe, nats."""
     ce_change: float | None = None
@@ -76,6 +79,7 @@ class SurgeryReport:
                 of = label(parameter, cell)
                 update = self.wakes.get(of, 0)
                 when = "never" if update is None else f"update {update}" if update else "frozen"
+                when = "none: no effect" if of in self.idle else when
                 name = ".".join(part for part in of.split(".", 2) if part != "blocks" and not part.isdecimal())
                 found[name, when] = found.get((name, when), 0) + 1
         return [Waking(name, layers, when) for (name, when), layers in found.items()]
@@ -135,6 +139,7 @@ def operate(
     fresh = {name: of for name, of in fresh.items() if of}
     end = layout(model, vocab_size, context)
     awake = wakes(model, zeros_of(now, end)) if fresh else {}
+    without = idle(model) if fresh else frozenset[str]()
     labels = [label(name, cell) for name, of in fresh.items() for cell in of]
     change, ce_change = (
         (None, None) if probe is None else _measured((config, weights), (model, now), vocab_size, context, probe)
@@ -146,6 +151,7 @@ def operate(
         fresh=fresh,
         dropped=tuple(dropped),
         wakes={name: awake[name] for name in labels if name in awake},
+        idle=tuple(name for name in labels if name in without),
         max_logit_change=change,
         ce_change=ce_change,
     )

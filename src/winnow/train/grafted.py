@@ -10,6 +10,7 @@ from torch import Tensor
 
 from winnow.models.base import ModelConfig
 from winnow.models.surgery import SurgeryReport, peaks
+from winnow.models.transplant import label
 from winnow.records.journal import spell, unspell
 from winnow.records.run import Fact
 
@@ -27,12 +28,16 @@ class Grafted:
     ce_change: float | None
     """Nats per token, on the same rows."""
     fresh: Mapping[str, Sequence[str]]
-    """Of each parameter that has any, its fresh slices by name."""
+    """Of each parameter that has any, its fresh slices by name, without those that never change anything."""
 
     @classmethod
     def of(cls, report: SurgeryReport) -> Grafted:
         """From the report on all grafts of a run."""
-        return cls(report.added, report.preserves, report.max_logit_change, report.ce_change, report.fresh)
+        fresh = {
+            name: [cell for cell in cells if label(name, cell) not in report.idle]
+            for name, cells in report.fresh.items()
+        }
+        return cls(report.added, report.preserves, report.max_logit_change, report.ce_change, fresh)
 
     def dump(self) -> dict[str, Any]:
         """Plain JSON data, for a checkpoint."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from winnow.models.awakening import wakes, zeros_of
-from winnow.models.transplant import layout
+from winnow.models.awakening import idle, wakes, zeros_of
+from winnow.models.gpt import GPTConfig
+from winnow.models.transplant import Layout, layout
 from winnow.parameters import parameter_table
 from winnow.records.run import Finding, Spread
 from winnow.train import health, slices
@@ -52,7 +53,7 @@ def at_end(loop: Loop, reported: Mapping[str, float]) -> list[Finding]:
     found = _dead(loop, final, initial, lost)
     asked, done = loop.config.train.steps - loop.position.step, loop.optimizer.updates() - loop.position.updates
     missing = health.steps_missing(asked, done)
-    changes = slices.relative_changes(final, initial, table)
+    changes = _acting(loop, slices.relative_changes(final, initial, table))
     loop.changes = slices.change_facts(changes)
     if loop.grafted is not None:
         sizes = {"vocab_size": loop.task.vocab_size, "context": loop.config.task.context}
@@ -80,19 +81,33 @@ def _dead(
     if not found or (config.init_from is None and not config.graft):
         return found
     cells = layout(config.grown, loop.task.vocab_size, config.task.context)
-    awake = wakes(config.grown, zeros_of(initial, cells))
+    awake, without = wakes(config.grown, zeros_of(initial, cells)), idle(config.grown)
     for_good: list[str] = []
     asleep: set[tuple[str, str]] = set()
     for name, spec in table.items():
         for part in [part.name for part in spec.slices] or [""]:
-            of = [cell.label for cell in cells.cells[name].values() if cell.name.partition("/")[0] == part]
-            when = [awake[label] for label in of if label in awake]
+            of = _labels(cells, name, part)
+            when = [awake.get(label) for label in of if label in awake or label in without]
             if when and all(update is None or update > steps - first for update in when):
                 asleep.add((name, part))
-                for_good += [label for label in of if awake[label] is None]
+                for_good += [label for label in of if label in awake and awake[label] is None]
     found = slices.dead_parameters(final, initial, table, unseen, rate=rate, asleep=asleep, absorbed=lost)
     told = config.graft or (loop.parent is not None and loop.parent.own)  # before the first update
     return found if told else [*found, *health.dead_by_construction(for_good)]
+
+
+def _acting(loop: Loop, changes: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Of slices' changes, those that are no rounding. Only a parent's may be: fresh biases start at 0 and have none."""
+    config = loop.config
+    if config.init_from is None or not isinstance(config.grown, GPTConfig):
+        return dict(changes)
+    cells, without = layout(config.grown, loop.task.vocab_size, config.task.context), idle(config.grown)
+    return {place: change for place, change in changes.items() if not without.issuperset(_labels(cells, *place))}
+
+
+def _labels(cells: Layout, parameter: str, part: str) -> list[str]:
+    """What a slice of a parameter consists of."""
+    return [cell.label for cell in cells.cells[parameter].values() if cell.name.partition("/")[0] == part]
 
 
 def _computed(loop: Loop, reported: Mapping[str, float], *, start: bool) -> list[Finding]:
