@@ -115,9 +115,7 @@ def check(ask: Ask, text: Path, case: str, ranks: int, parallel: str) -> None:
         assert found["findings"] == whole["findings"]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
 def test_ranks_are_one_process_up_to_the_order_of_additions(ask: Ask, text: Path, ranks: int, parallel: str) -> None:
     check(ask, text, "unequal", ranks, parallel)
 
