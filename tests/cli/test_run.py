@@ -215,3 +215,20 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path: Path):
 
 def _rows(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("winnow-store/runs/*/metrics.0.jsonl"))
+
+
+def test_a_command_that_torchrun_has_started_several_times_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write_study(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = winnow("run", study, cwd=tmp_path)
+    assert ended.code == 2
+    assert (
+        f"started this command 2 times, and each would be a launcher of its own; winnow run {study} --ranks 2"
+        in ended.err
+    )
+    assert not (tmp_path / "winnow-store").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "torchrun" not in winnow("run", study, "--seeds", "9", cwd=tmp_path).err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,6 +92,7 @@ def run(
     from winnow.cli.afterwards import command_of, run_command
     from winnow.cli.progress import STOPPING
 
+    _refuse_torchrun(file)
     command = command_of(then)
     source = _open(file, settings, only)
     wanted, device = options.seeds_of(seeds), options.device_of(device)
@@ -145,6 +147,14 @@ def run(
         code = run_command(command, quiet=as_json) or code
     if code:
         raise typer.Exit(code)
+
+
+def _refuse_torchrun(file: Path) -> None:
+    """Raises InputError where `torchrun` has started this command several times: each would run the whole study."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and size != "1":
+        message = f"torchrun has started this command {size} times, and each would be a launcher of its own"
+        raise InputError(message, mend=f"winnow run {file} --ranks {size}, without torchrun")
 
 
 def _then_not(command: list[str] | None, why: str) -> None:

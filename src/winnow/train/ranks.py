@@ -4,8 +4,7 @@ A worker that is asked for such a run trains nothing itself. It starts one proce
 (`python -m winnow.train.rank`), hands on what rank 0 reports and the signals it gets, and when a rank fails it ends the
 others and says which was the cause and why. Ranks meet at a port of this machine's loopback that the system chooses.
 
-Not `torchrun`: its agent answers SIGTERM by killing every rank in the middle of a step, and starts them all again
-after a failure without asking whose fault it was.
+Not `torchrun`: docs/decisions/0036-ranks-are-started-by-the-worker.md says why.
 """
 
 from __future__ import annotations
