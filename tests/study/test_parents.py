@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cli.tiny import winnow
 from tests.study.studies import fake, small, write_study
 
 from winnow.config import run_digest
@@ -251,7 +252,9 @@ def test_a_seed_that_was_run_once_is_there_although_it_is_written_no_more(tmp_pa
     assert resolve(second, parents=Parents(store)).plan.arms
 
 
-def test_what_reading_a_file_had_to_say_is_a_finding_of_the_study(tmp_path: Path) -> None:
+def test_what_reading_a_file_had_to_say_is_a_finding_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A damaged checkpoint that was passed over: `check` and `run` say so before the run's own record does."""
     store = RunStore(tmp_path / "winnow-store")
     first = studies(tmp_path, PARENT)[0]
@@ -263,11 +266,14 @@ def test_what_reading_a_file_had_to_say_is_a_finding_of_the_study(tmp_path: Path
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     start = f'base.init_from = {{ path = "{folder}" }}'
     text = CHILD.replace('base.init_from = { run = "first/self", step = 4 }', start).replace("arms.resume", "# ")
-    found = resolve(studies(tmp_path, PARENT, text)[1]).findings
-    [finding] = found
+    second = parse_study(text, write_study(tmp_path, text, "second.toml"))
+    [finding] = resolve(second).findings
     assert (finding.rule, finding.severity) == ("weights-converted", "notice")
     assert "passed over step-00000006" in finding.message
-    assert finding.where == f"{tmp_path / 'small.toml'}:7"
+    assert finding.where == f"{tmp_path / 'second.toml'}:7"
+    [report] = json.loads(winnow("check", "second.toml", "--json", cwd=tmp_path).out)
+    assert finding.message in [item["message"] for item in report["findings"]]
+    assert finding in run_study(second, store, fake(tmp_path, {}, monkeypatch)).findings
 
 
 def finish(store: RunStore, study: Study, runs: list[tuple[str, int]], *, step: int, status: str = "finished") -> None:
