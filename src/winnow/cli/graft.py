@@ -71,12 +71,15 @@ def graft(
         typer.Option("--add-heads", metavar="N", min=1, help="Then add N heads to every layer.", show_default=False),
     ] = None,
     at: Annotated[
-        At | None, typer.Option("--at", help="Where they go; head 0 selects by default.", show_default="start")
+        At | None,
+        typer.Option("--at", help="Where they go; none: start. Head 0 selects by default.", show_default=False),
     ] = None,
     init: Annotated[
         Init | None,
         typer.Option(
-            "--init", help="How they begin; docs/surgery.md says which keep the function.", show_default="normal"
+            "--init",
+            help="How they begin; none: normal. docs/surgery.md says which keep the function.",
+            show_default=False,
         ),
     ] = None,
     attention: Annotated[
