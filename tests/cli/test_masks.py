@@ -88,6 +88,7 @@ def test_a_prompt_is_cut_only_when_asked(masks: Any, tmp_path: Path) -> None:
         (["--prompt", "a", "--layers", "0,x"], ("--layers", "'x' is not a layer")),
         (["--prompt", "a", "--layers", "0,2"], ("--layers", "no layer 2", "0 to 1")),
         (["--prompt", "a", "--out", "a.txt"], ("--out", ".html")),
+        (["--prompt", "a", "--out", "foreign.html"], ("foreign.html: ", "no page of Winnow's")),
         (["--prompt", "a", "--png", "a.jpg"], ("--png", ".png")),
         (["--prompt", "a", "--out", "none/a.html"], ("--out", "no folder 'none'")),
         (["test/bpe/0", "--prompt", "the slow"], ("different tokens", "same tokenizer")),
@@ -98,6 +99,7 @@ def test_a_mistake_is_one_line(masks: Any, tmp_path: Path, arguments: list[str],
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"h\xe9")
     (tmp_path / "nul.txt").write_bytes(b"a\0b")
+    (tmp_path / "foreign.html").write_text("<p>mine</p>")
     before = sorted(tmp_path.iterdir())
     one_line(masks("test/plain/0", *arguments), *words)
     assert sorted(tmp_path.iterdir()) == before, "nothing is written"

@@ -62,6 +62,10 @@ def masks(
     page_path = out or (PAGE if png is None else None)
     for path, key, suffix in ((page_path, "--out", ".html"), (png, "--png", ".png")):
         _check_path(path, key, suffix)
+    if page_path is not None:
+        from winnow.analysis.page import check_target
+
+        check_target(page_path)
     if tokens is not None and tokens < 2:
         raise InputError(f"{tokens} tokens", key="--tokens", mend="2 or more: the first is the start of the document")
     records = options.open_store(store)
