@@ -192,11 +192,10 @@ def test_texts_that_cannot_be_encoded(trained: Trained, monkeypatch: pytest.Monk
         tokens_of(trained, "a\0b")
     with pytest.raises(InputError, match="not Unicode"):
         tokens_of(trained, "a\udcffb")
-    monkeypatch.setattr(trained.task, "_tokenizer", UnknownTokenizer(256))
-    monkeypatch.setattr(trained.task, "digest", "another")
-    with pytest.raises(InputError, match="are not what it was trained on"):
+    monkeypatch.setattr(trained.task, "tokenizer", None)
+    with pytest.raises(InputError, match="not trained on text"):
         tokens_of(trained, "a")
-    monkeypatch.setattr(trained.task, "digest", trained.record.data)
+    monkeypatch.setattr(trained.task, "tokenizer", UnknownTokenizer(256))
     with pytest.raises(InputError, match="these ids are not known as text"):
         tokens_of(trained, "a")
 

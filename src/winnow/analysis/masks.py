@@ -31,7 +31,6 @@ from winnow.config import Config
 from winnow.errors import InputError
 from winnow.kernels.reference import per_head
 from winnow.tasks.base import Ids
-from winnow.tasks.corpus import CorpusTask
 from winnow.tasks.tokenizer import Tokenizer
 
 TOP = 10
@@ -105,16 +104,10 @@ def tokens_of(trained: Trained, text: str) -> Ids:
 
 
 def _tokenizer(trained: Trained) -> Tokenizer:
-    name = f"run {trained.record.digest}"
-    if not isinstance(trained.task, CorpusTask):
-        raise InputError(f"{name} was not trained on text", mend="give a run of a `corpus` task")
     found = trained.task.tokenizer
-    if trained.task.digest != trained.record.data and found.digest != "bytes":
-        raise InputError(
-            f"the data of {name} are not what it was trained on, so its tokenizer may be another one",
-            key="task.source",
-            mend="put the data back, or train a run on what is there",
-        )
+    if found is None:
+        what = f"run {trained.record.digest} was not trained on text"
+        raise InputError(what, mend="give a run of a `corpus` task")
     return found
 
 

@@ -202,11 +202,6 @@ class CorpusTask(Task):
         self.digest = digest({"tokenizer": tokenizer.digest, **content})
         self._order = WindowOrder([len(part.ids) for part in training], context, self.digest)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What turns text into its tokens and back."""
-        return self._tokenizer
-
     def batch(self, seed: int, step: int, rows: range, rows_per_step: int) -> Batch:
         import torch
 

@@ -6,6 +6,7 @@ their definitions: no rank holds one whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -81,16 +82,17 @@ def _dead(
     if not found or (config.init_from is None and not config.graft):
         return found
     cells = layout(config.grown, loop.task.vocab_size, config.task.context)
-    awake, without = wakes(config.grown, zeros_of(initial, cells)), idle(config.grown)
+    # What has no effect need not wake, and nothing is lost by that.
+    awake = {**dict.fromkeys(idle(config.grown), math.inf), **wakes(config.grown, zeros_of(initial, cells))}
     for_good: list[str] = []
     asleep: set[tuple[str, str]] = set()
     for name, spec in table.items():
         for part in [part.name for part in spec.slices] or [""]:
             of = _labels(cells, name, part)
-            when = [awake.get(label) for label in of if label in awake or label in without]
+            when = [awake[label] for label in of if label in awake]
             if when and all(update is None or update > steps - first for update in when):
                 asleep.add((name, part))
-                for_good += [label for label in of if label in awake and awake[label] is None]
+                for_good += [label for label in of if awake[label] is None]
     found = slices.dead_parameters(final, initial, table, unseen, rate=rate, asleep=asleep, absorbed=lost)
     told = config.graft or (loop.parent is not None and loop.parent.own)  # before the first update
     return found if told else [*found, *health.dead_by_construction(for_good)]
