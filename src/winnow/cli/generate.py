@@ -60,7 +60,7 @@ def generate(
         float | None, typer.Option("--top-p", metavar="P", help="Only the fewest that hold P of the probability.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     as_json: options.Json = False,
 ) -> None:
     """Continue prompts with a trained run; say what the cache took and how fast it went."""

@@ -79,7 +79,7 @@ def prune(
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the curve.", show_default=False)
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the curve as CSV, a row per run.")] = False,
-    store: options.Store = None,
+    store: options.StoreAbove = None,
     as_json: options.Json = False,
 ) -> None:
     """Loss against the part of the cache that is kept, by policy; and the smallest memory at another run's loss."""
