@@ -1,8 +1,10 @@
-"""CPU seconds of parsing and linting a generated notebook of commands: `python bench/lint.py [LINES] [MEGABYTES]`.
+"""CPU seconds of parsing and linting generated notebooks: `python bench/lint.py [LINES] [MEGABYTES]`.
 
-The notebook has the density of the first public one: prose, hypotheses and results, and a block of a torchrun command
-with a dozen options every fourteen lines. The goal is 1 s for 10,000 lines; imports are not counted. The second number
-is the size of a large file, for its time and memory; 0 leaves it out.
+The first is a notebook of commands with the density of the first public one: prose, hypotheses and results, and a block
+of a torchrun command with a dozen options every fourteen lines. The goal is 1 s for 10,000 lines; imports are not
+counted. Then notebooks of studies with their results, twenty-four lines each: one a quarter as long, one as long; the
+ratio of their times says whether lint is linear. MEGABYTES is the size of a large notebook of commands, for its time
+and memory; 0 leaves it out.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from winnow.notebook.document import render_block
 from winnow.notebook.lint import lint_bytes
 
 
@@ -53,6 +56,37 @@ def notebook(lines: int) -> bytes:
     return "\n".join(found[:lines]).encode()
 
 
+def studies(lines: int) -> bytes:
+    """A notebook of studies of about so many lines; each but the first replaces the one before."""
+    found: list[str] = []
+    n = 0
+    while len(found) < lines:
+        claim = "wide better-than narrow on val/ce smallest 0.01"
+        found += [
+            f"## Question {n}",
+            "",
+            "Hypothesis: this will be better than the narrow one.",
+            "",
+            "```toml study",
+            f'id = "width-{n}"',
+            f'supersedes = "width-{n - 1}"' if n else "",
+            'question = "Does width help?"',
+            "seeds = [0, 1, 2]",
+            "looks = [3]",
+            "arms.narrow = {}",
+            f"arms.wide = {{ model.width = {64 * (1 + n % 5)} }}",
+            f'claims.h1 = "{claim}"',
+            "```",
+            "",
+            *render_block(f"width-{n}", f"| claim | verdict |\n|---|---|\n| **h1**: {claim} | **undecided** |").split(
+                "\n"
+            ),
+            "",
+        ]
+        n += 1
+    return "\n".join(found).encode()
+
+
 def seconds(data: bytes, repeats: int) -> tuple[float, int]:
     """Median CPU seconds, and findings."""
     times: list[float] = []
@@ -71,6 +105,11 @@ def main() -> None:
     lint_bytes(notebook(100), Path("warm.md"))
     took, n = seconds(data, 7)
     print(f"{lines} lines, {len(data) / 2**20:.2f} MB: {took:.2f} s of CPU time, {n} findings")
+    for part in (lines // 4, lines):
+        own = studies(part)
+        took, n = seconds(own, 3)
+        n_lines, n_studies = len(own.splitlines()), own.count(b"```toml study")
+        print(f"{n_lines} lines, {n_studies} studies: {took:.2f} s of CPU time, {n} findings")
     if megabytes:
         per_line = len(data) / lines
         large = notebook(int(megabytes * 2**20 / per_line))

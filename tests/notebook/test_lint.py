@@ -11,8 +11,10 @@ from tests.notebook.command_notebooks import notebook
 from tests.notebook.test_pages import PIECES
 
 from winnow.errors import InputError
+from winnow.notebook import rules
 from winnow.notebook.document import render_block
 from winnow.notebook.lint import RULES, choose, lint, lint_bytes
+from winnow.study.spec import Study, parse_study
 
 CELL = """\
 ```toml study
@@ -118,6 +120,19 @@ def test_what_winnow_wrote_is_not_held_against_the_author():
 )
 def test_pages_of_any_kind(text: str, expected: list[tuple[str, int]]):
     assert found(text) == expected
+
+
+def test_every_cell_is_parsed_once(monkeypatch: pytest.MonkeyPatch):
+    parsed: list[int] = []
+
+    def counted(text: str, file: Path, first_line: int) -> Study:
+        parsed.append(first_line)
+        return parse_study(text, file, first_line)
+
+    monkeypatch.setattr(rules, "parse_study", counted)
+    text = "".join(f"# {n}\n\nHypothesis: {n}.\n\n{CELL.replace('s1', f's{n}')}\n" for n in range(20))
+    assert ("claim-unanswered", 12) in found(text)
+    assert len(parsed) == 20
 
 
 def test_what_is_no_text_is_a_finding_with_its_line():

@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from winnow.errors import InputError
-from winnow.notebook.document import Block, Document
+from winnow.notebook.document import Block, Cell, Document
 from winnow.notebook.launches import BlockState, Launch, block_states, launches
 from winnow.notebook.pages import Page, Prose, Section
 from winnow.notebook.program import Program
 from winnow.notebook.runs import Run, runs
 from winnow.notebook.statements import Result, Statements, statements
+from winnow.study.spec import Study, parse_study
 
 Severity = Literal["error", "warning", "notice"]
 _WINNOWS = re.compile(rb"<!-- /?winnow|toml[ \t]+study", re.IGNORECASE)
@@ -54,6 +55,15 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.severity}: {self.rule}: {self.message}; {self.mend}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCell:
+    """A study cell: the study, or why it is none."""
+
+    cell: Cell
+    study: Study | None
+    error: InputError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,23 @@ class Reading:
         return self.document.blocks if isinstance(self.document, Document) else ()
 
     @cached_property
+    def cells(self) -> tuple[ReadCell, ...]:
+        """Every study cell, read."""
+        return tuple(self._cells())
+
+    def _cells(self) -> Iterator[ReadCell]:
+        for cell in self.document.cells if isinstance(self.document, Document) else ():
+            try:
+                yield ReadCell(cell, parse_study(cell.text, self.page.path, cell.first_line), None)
+            except InputError as error:
+                yield ReadCell(cell, None, error)
+
+    @cached_property
+    def studies(self) -> tuple[tuple[Cell, Study], ...]:
+        """The cells that are studies."""
+        return tuple((item.cell, item.study) for item in self.cells if item.study is not None)
+
+    @cached_property
     def prose(self) -> tuple[tuple[int, Prose], ...]:
         """Sentences that an author wrote, with the index of their section: not what Winnow wrote."""
         return tuple(self._prose())
@@ -163,7 +190,11 @@ class Reading:
 
     def is_winnows(self, line: int) -> bool:
         """Whether a line stands in a part that Winnow writes."""
-        return bool(self.blocks) and any(block.opening_line <= line <= block.closing_line for block in self.blocks)
+        return line in self._winnows
+
+    @cached_property
+    def _winnows(self) -> frozenset[int]:
+        return frozenset(line for block in self.blocks for line in range(block.opening_line, block.closing_line + 1))
 
     @cached_property
     def results(self) -> tuple[tuple[int, Result], ...]:

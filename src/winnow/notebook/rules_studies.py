@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from winnow.errors import InputError
 from winnow.notebook.document import Block, Cell, Document
 from winnow.notebook.results import escape
 from winnow.notebook.rules import Found, Reading, rule
-from winnow.study.spec import Study, parse_study
+from winnow.notebook.statements import Hypothesis
+from winnow.study.spec import Study
 
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _UNANSWERED = re.compile(r"^\| \*\*(?P<claim>[^*]+)\*\*:.*?\| \*\*undecided\*\*", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A study cell: the study, or why it is none."""
-
-    cell: Cell
-    study: Study | None
-    error: InputError | None
-
-
-def _studies(reading: Reading) -> list[_Read]:
-    document = reading.document
-    if not isinstance(document, Document):
-        return []
-    found: list[_Read] = []
-    for cell in document.cells:
-        try:
-            found.append(_Read(cell, parse_study(cell.text, reading.page.path, cell.first_line), None))
-        except InputError as error:
-            found.append(_Read(cell, None, error))
-    return found
-
-
-def _valid(reading: Reading) -> list[tuple[Cell, Study]]:
-    return [(item.cell, item.study) for item in _studies(reading) if item.study is not None]
 
 
 def _line(study: Study, cell: Cell, *path: str) -> int:
@@ -55,7 +30,7 @@ def study_invalid(reading: Reading) -> Iterator[Found]:
     document = reading.document
     if isinstance(document, InputError):
         yield Found(document.line or 1, document.message, mend=document.mend)
-    for item in _studies(reading):
+    for item in reading.cells:
         if item.error is not None:
             said = f"{item.error.key}: {item.error.message}" if item.error.key else item.error.message
             yield Found(item.error.line or item.cell.opening_line, said, mend=item.error.mend)
@@ -95,7 +70,7 @@ def results_orphaned(reading: Reading) -> Iterator[Found]:
 )
 def results_stale(reading: Reading) -> Iterator[Found]:
     blocks = _blocks(reading)
-    for _, study in _valid(reading):
+    for _, study in reading.studies:
         block = blocks.get(study.id)
         if block is None or block.edited or "| claim |" not in block.content:
             continue
@@ -123,14 +98,14 @@ def results_picture(reading: Reading) -> Iterator[Found]:
 
 @rule("study-without-claims", "notice", "a study that claims nothing", "say what would decide its question")
 def study_without_claims(reading: Reading) -> Iterator[Found]:
-    for cell, study in _valid(reading):
+    for cell, study in reading.studies:
         if not study.claims:
             yield Found(cell.opening_line, f"{study.id!r} has {len(study.arms)} arms and no claim")
 
 
 @rule("study-without-question", "notice", "a study without a question", "write the question down in one sentence")
 def study_without_question(reading: Reading) -> Iterator[Found]:
-    for cell, study in _valid(reading):
+    for cell, study in reading.studies:
         if not study.question:
             yield Found(cell.opening_line, f"{study.id!r} does not say what it asks")
 
@@ -142,7 +117,7 @@ def study_without_question(reading: Reading) -> Iterator[Found]:
     "end it with `smallest s`, s the smallest effect that would matter",
 )
 def claim_without_smallest(reading: Reading) -> Iterator[Found]:
-    for cell, study in _valid(reading):
+    for cell, study in reading.studies:
         for claim in study.claims:
             if claim.smallest is None and claim.kind not in ("equal", "proxy"):
                 yield Found(_line(study, cell, "claims", claim.id), f"{claim.id!r}: {claim.text}")
@@ -150,7 +125,7 @@ def claim_without_smallest(reading: Reading) -> Iterator[Found]:
 
 @rule("study-single-seed", "warning", "a study on one or two seeds", "give three seeds or more, eight if you can")
 def study_single_seed(reading: Reading) -> Iterator[Found]:
-    for cell, study in _valid(reading):
+    for cell, study in reading.studies:
         if len(study.seeds) < 3 and study.claims:
             n = len(study.seeds)
             yield Found(
@@ -166,7 +141,7 @@ def study_single_seed(reading: Reading) -> Iterator[Found]:
 )
 def claim_unanswered(reading: Reading) -> Iterator[Found]:
     blocks = _blocks(reading)
-    for cell, study in _valid(reading):
+    for cell, study in reading.studies:
         block = blocks.get(study.id)
         undecided = set() if block is None else set(_UNANSWERED.findall(block.content))
         for claim in study.claims:
@@ -183,14 +158,17 @@ def claim_unanswered(reading: Reading) -> Iterator[Found]:
 )
 def hypothesis_without_claim(reading: Reading) -> Iterator[Found]:
     """Beside: in the same section, where the study has fewer claims than the section has hypotheses."""
-    sections = reading.page.sections
-    for index, section in enumerate(sections):
-        found = [item for item in reading.statements.hypotheses if item.section == index]
-        studies = [study for cell, study in _valid(reading) if section.line <= cell.opening_line <= section.last_line]
-        claims = sum(len(study.claims) for study in studies)
-        if studies:
-            for item in found[claims:]:
-                yield Found(item.line, f"the studies of this section make {claims} claim{'s' * (claims != 1)}")
+    hypotheses: dict[int, list[Hypothesis]] = {}
+    for item in reading.statements.hypotheses:
+        hypotheses.setdefault(item.section, []).append(item)
+    starts = [section.line for section in reading.page.sections]
+    studies: dict[int, list[Study]] = {}
+    for cell, study in reading.studies:
+        studies.setdefault(bisect.bisect_right(starts, cell.opening_line) - 1, []).append(study)
+    for section, beside in studies.items():
+        claims = sum(len(study.claims) for study in beside)
+        for item in hypotheses.get(section, [])[claims:]:
+            yield Found(item.line, f"the studies of this section make {claims} claim{'s' * (claims != 1)}")
 
 
 @rule(
@@ -200,7 +178,7 @@ def hypothesis_without_claim(reading: Reading) -> Iterator[Found]:
     "give the id of a study of this notebook",
 )
 def supersedes_unknown(reading: Reading) -> Iterator[Found]:
-    read = _studies(reading)
+    read = reading.cells
     known = {item.cell.study for item in read if item.cell.study}
     for item in read:
         for number, text in enumerate(item.cell.text.split("\n"), item.cell.first_line):
