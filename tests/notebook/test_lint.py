@@ -60,6 +60,45 @@ def test_what_is_wrong_with_a_cell(old: str, new: str, rule: str, line: int):
     assert (rule, line) in found(f"# A\n\n{CELL.replace(old, new)}\n")
 
 
+def replacing(*pairs: tuple[str, str]) -> str:
+    """A notebook of studies, each with its `supersedes` on the line after its id."""
+    cells = [
+        CELL.replace("s1", name).replace("question", f'supersedes = "{old}"\nquestion')
+        if old
+        else CELL.replace("s1", name)
+        for name, old in pairs
+    ]
+    return "# A\n\n" + "\n".join(cells)
+
+
+def successions(text: str) -> list[tuple[str, int, str, tuple[int, ...]]]:
+    found = lint_bytes(text.encode(), Path("lab.md"))
+    return [(f.severity, f.line, f.message, f.related) for f in found if f.rule.startswith("supersedes")]
+
+
+def test_a_study_may_replace_one_of_another_notebook():
+    assert successions(replacing(("s1", "elsewhere"))) == [("notice", 5, "no cell declares 'elsewhere'", ())]
+    assert successions(replacing(("s1", ""), ("s2", "s1"), ("s3", "s2"))) == []
+
+
+def test_successions_that_check_refuses_are_errors():
+    assert successions(replacing(("s1", "s1"))) == [("error", 5, "study 's1' supersedes itself", ())]
+    assert successions(replacing(("s1", ""), ("s2", "s1"), ("s3", "s1"))) == [
+        ("error", 26, "'s1' is superseded by 's2' already", (15,))
+    ]
+    assert successions(replacing(("s1", "s3"), ("s2", "s1"), ("s3", "s2"), ("s4", "s9"))) == [
+        ("error", 27, "studies supersede each other: s1 supersedes s3 supersedes s2 supersedes s1", (5, 16)),
+        ("notice", 38, "no cell declares 's9'", ()),
+    ]
+
+
+def test_a_key_inside_a_text_supersedes_nothing():
+    said = CELL.replace('"Does it help?"', '"""\nsupersedes = "none"\n"""')
+    assert successions(said) == []
+    misspelt = CELL.replace("question", 'supersede = "none"\nquestion')
+    assert found(misspelt) == [("study-invalid", 3)]
+
+
 def test_a_claim_that_nobody_has_judged():
     assert found(f"# A\n\n{CELL}") == [("claim-unanswered", 10)]
     open_still = RESULTS.replace("**supported**", "**undecided**")

@@ -173,15 +173,48 @@ def hypothesis_without_claim(reading: Reading) -> Iterator[Found]:
 
 @rule(
     "supersedes-unknown",
-    "error",
-    "a study that replaces one that is not on the page",
-    "give the id of a study of this notebook",
+    "notice",
+    "a study that replaces one that is not on the page: another notebook of the store has it, or none",
+    "see whether `winnow check` knows it",
 )
 def supersedes_unknown(reading: Reading) -> Iterator[Found]:
-    read = reading.cells
-    known = {item.cell.study for item in read if item.cell.study}
-    for item in read:
-        for number, text in enumerate(item.cell.text.split("\n"), item.cell.first_line):
-            match = re.match(r"\s*supersedes?\s*=\s*[\"']([^\"']*)[\"']", text)
-            if match and match[1] not in known:
-                yield Found(number, f"there is no study {match[1]!r}")
+    known = {item.cell.study for item in reading.cells}
+    for cell, study in reading.studies:
+        if study.supersedes is not None and study.supersedes not in known:
+            yield Found(_line(study, cell, "supersedes"), f"no cell declares {study.supersedes!r}")
+
+
+@rule(
+    "supersedes-refused",
+    "error",
+    "a study that replaces itself, one that is replaced already, or one that replaces it in turn",
+    "leave one of these keys out",
+)
+def supersedes_refused(reading: Reading) -> Iterator[Found]:
+    """Of rivals the later one, of a circle its last cell."""
+    lines = {study.id: _line(study, cell, "supersedes") for cell, study in reading.studies}
+    replaces = {study.id: study.supersedes for _, study in reading.studies if study.supersedes is not None}
+    first: dict[str, str] = {}
+    for study, old in replaces.items():
+        rival = first.setdefault(old, study)
+        if rival != study:
+            mend = f"supersede {rival!r}, or drop one of the two"
+            yield Found(lines[study], f"{old!r} is superseded by {rival!r} already", (lines[rival],), mend)
+    settled: set[str] = set()
+    for start in replaces:
+        chain: dict[str, None] = {}
+        place: str | None = start
+        while place is not None and place not in settled and place not in chain:
+            chain[place] = None
+            place = replaces.get(place)
+        if place is not None and place in chain:
+            names = list(chain)
+            circle = names[names.index(place) :]
+            *others, last = sorted(lines[name] for name in circle)
+            if others:
+                yield Found(
+                    last, f"studies supersede each other: {' supersedes '.join([*circle, place])}", tuple(others)
+                )
+            else:
+                yield Found(last, f"study {place!r} supersedes itself", mend="name the earlier study")
+        settled.update(chain)
