@@ -65,8 +65,8 @@ def test_keys_of_other_programs_stay_and_misspelt_ones_are_remarked_on():
     )
     assert (found.title, found.date) == (None, None)
     assert found.notes == (
-        "lab.md:6: 'Title' is ignored; did you mean 'title'?",
-        "lab.md:7: 'dat' is ignored; did you mean 'date'?",
+        (6, "'Title' is ignored", "did you mean 'title'?"),
+        (7, "'dat' is ignored", "did you mean 'date'?"),
     )
     assert front("---\ntitle: T\nTitle: other\n---\n").notes == (), "the right one is there"
 

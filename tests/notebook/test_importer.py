@@ -266,6 +266,14 @@ def test_text_of_a_source_cannot_become_markup_or_a_marker():
     assert Document(text.encode(), Path("x.md")).cells == ()
 
 
+def test_front_matter_that_check_would_refuse_is_refused_with_its_line(tmp_path: Path):
+    broken = tmp_path / "broken.md"
+    broken.write_bytes(b"---\ntitle: x\ntags: x\n---\n" + EXAMPLE.read_bytes())
+    with pytest.raises(InputError, match="tags should be a list") as caught:
+        imported(broken)
+    assert caught.value.line == 3
+
+
 @pytest.mark.parametrize("text", ["```toml study\nid = 'x'\n```\n", "<!-- winnow:x -->\n\n<!-- /winnow -->\n"])
 def test_a_notebook_of_winnow_s_own_is_refused(text: str):
     with pytest.raises(InputError, match="Winnow's already"):

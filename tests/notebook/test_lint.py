@@ -127,7 +127,18 @@ def test_hypotheses_beside_a_study_should_be_its_claims():
 
 def test_open_cells_and_lost_markers_are_findings():
     assert ("study-invalid", 3) in found("# A\n\n```toml study\nid = 'a'\n")
-    assert ("study-invalid", 1) in found("<!-- winnow:a -->\n\ntext\n")
+    assert found("<!-- winnow:a -->\n\ntext\n") == [("results-marker", 1)]
+    assert found("text\n\n<!-- /winnow -->\n") == [("results-marker", 3)]
+    assert found(f"# A\n\n{CELL}\n{RESULTS}\n\n{RESULTS}\n") == [("results-marker", 24)]
+
+
+@pytest.mark.parametrize("below", ["", f"# A\n\n{CELL}\n{RESULTS}\n"])
+def test_front_matter_is_read_with_and_without_a_study(below: str):
+    assert found(f"---\ntitle: [a\n---\n{below}") == [("front-matter", 2)]
+    assert found(f"---\ntitle: x\ntags: x\n---\n{below}") == [("front-matter", 3)]
+    assert found(f"---\ntitle: x\n\n{below}") == [("front-matter", 1)]
+    assert found(f"---\ntitel: x\nlayout: y\n---\n{below}") == [("front-matter-key", 2)]
+    assert found(f"---\ntitle: x\nlayout: y\n---\n{below}") == []
 
 
 def test_what_winnow_wrote_is_not_held_against_the_author():

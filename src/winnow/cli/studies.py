@@ -269,8 +269,8 @@ def _open(file: Path, settings: list[str] | None, only: str | None) -> Source:
     from winnow.notebook.execute import open_source
 
     source = open_source(file, options.changes_of(settings), only)
-    for text in source.front.notes:
-        output.note(f"note: {text}")
+    for line, message, mend in source.front.notes:
+        output.note(f"note: {file}:{line}: {message}; {mend}")
     return source
 
 

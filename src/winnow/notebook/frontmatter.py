@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 
@@ -31,6 +31,14 @@ _RULE = re.compile(r"---[ \t]*")
 _KEY = re.compile(r"[A-Za-z_][\w-]*[ \t]*:(?:[ \t]|\Z)")
 
 
+class Note(NamedTuple):
+    """What the author may not have meant."""
+
+    line: int
+    message: str
+    mend: str
+
+
 @dataclass(frozen=True)
 class FrontMatter:
     """What a notebook says of itself."""
@@ -41,8 +49,7 @@ class FrontMatter:
     tags: tuple[str, ...] = ()
     last_line: int = 0
     """Line of the closing `---`, from 1; 0 = the notebook has no front matter."""
-    notes: tuple[str, ...] = ()
-    """What the author may not have meant, with the line."""
+    notes: tuple[Note, ...] = ()
 
 
 def read_front_matter(lines: Sequence[str], path: Path) -> FrontMatter:
@@ -109,13 +116,13 @@ class _Reader:
             found[name] = value
         return found
 
-    def _notes(self, node: yaml.MappingNode, found: dict[str, yaml.Node]) -> list[str]:
-        notes: list[str] = []
+    def _notes(self, node: yaml.MappingNode, found: dict[str, yaml.Node]) -> list[Note]:
+        notes: list[Note] = []
         for key, _ in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
             near = difflib.get_close_matches(name.casefold(), KEYS, n=1, cutoff=0.8)
             if name not in KEYS and near and near[0] not in found:
-                notes.append(f"{self.path}:{key.start_mark.line + 2}: {name!r} is ignored; did you mean {near[0]!r}?")
+                notes.append(Note(key.start_mark.line + 2, f"{name!r} is ignored", f"did you mean {near[0]!r}?"))
         return notes
 
     def _text(self, node: yaml.Node, key: str) -> str:

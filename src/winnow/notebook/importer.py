@@ -18,6 +18,7 @@ from typing import Any
 from winnow.errors import InputError
 from winnow.notebook.arms import Choices, Refusal, settle
 from winnow.notebook.document import CLOSING, OPENING
+from winnow.notebook.frontmatter import read_front_matter
 from winnow.notebook.gathering import Gathering, ImportedRun, ImportedStudy
 from winnow.notebook.launches import Launch, launches
 from winnow.notebook.outline import Outline, outline
@@ -125,8 +126,10 @@ def import_page(
     """Read a notebook of commands.
 
     source: what the runs read, as in `task.source`; start: folder from which relative checkpoints are looked for (None:
-    that of the notebook). Raises InputError for a notebook that is Winnow's already.
+    that of the notebook). Raises InputError for a notebook that is Winnow's already, or whose front matter, which
+    becomes that of the new notebook, is refused.
     """
+    read_front_matter(page.lines, page.path)
     for number, line in enumerate(page.lines, 1):
         if OPENING.match(line) or line.rstrip() == CLOSING:
             raise InputError(

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from winnow.errors import InputError
 from winnow.notebook.document import Block, Cell, Document
+from winnow.notebook.frontmatter import FrontMatter, read_front_matter
 from winnow.notebook.launches import BlockState, Launch, block_states, launches
 from winnow.notebook.pages import Page, Prose, Section
 from winnow.notebook.program import Program
@@ -142,6 +143,14 @@ class Reading:
             return None
         try:
             return Document(self.page.data, self.page.path)
+        except InputError as error:
+            return error
+
+    @cached_property
+    def front(self) -> FrontMatter | InputError:
+        """Title, date and tags, or why they cannot be read."""
+        try:
+            return read_front_matter(self.page.lines, self.page.path)
         except InputError as error:
             return error
 

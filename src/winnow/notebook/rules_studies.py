@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from winnow.errors import InputError
-from winnow.notebook.document import Block, Cell, Document
+from winnow.notebook.document import CLOSING, OPENING, Block, Cell, Document
+from winnow.notebook.frontmatter import FrontMatter
 from winnow.notebook.results import escape
 from winnow.notebook.rules import Found, Reading, rule
 from winnow.notebook.statements import Hypothesis
@@ -25,15 +26,52 @@ def _blocks(reading: Reading) -> Mapping[str, Block]:
     return {block.study: block for block in reading.blocks}
 
 
+@rule("front-matter", "error", "a title, date or tags at the top of the page that Winnow refuses", "mend them")
+def front_matter(reading: Reading) -> Iterator[Found]:
+    front = reading.front
+    if isinstance(front, InputError):
+        said = f"{front.key}: {front.message}" if front.key else front.message
+        yield Found(front.line or 1, said, mend=front.mend)
+
+
+@rule("front-matter-key", "notice", "a key at the top of the page that looks like one of Winnow's misspelt", "mend it")
+def front_matter_key(reading: Reading) -> Iterator[Found]:
+    if isinstance(reading.front, FrontMatter):
+        for line, message, mend in reading.front.notes:
+            yield Found(line, message, mend=mend)
+
+
 @rule("study-invalid", "error", "a study cell that Winnow refuses", "mend the cell")
 def study_invalid(reading: Reading) -> Iterator[Found]:
     document = reading.document
-    if isinstance(document, InputError):
+    if (
+        isinstance(document, InputError)
+        and not isinstance(reading.front, InputError)
+        and not _at_marker(reading, document)
+    ):
         yield Found(document.line or 1, document.message, mend=document.mend)
     for item in reading.cells:
         if item.error is not None:
             said = f"{item.error.key}: {item.error.message}" if item.error.key else item.error.message
             yield Found(item.error.line or item.cell.opening_line, said, mend=item.error.mend)
+
+
+def _at_marker(reading: Reading, error: InputError) -> bool:
+    """Whether what is wrong stands on a line that Winnow writes around results."""
+    text = reading.page.lines[(error.line or 1) - 1]
+    return OPENING.match(text) is not None or text.rstrip() == CLOSING
+
+
+@rule(
+    "results-marker",
+    "error",
+    "a line that opens or ends results without its partner, or results in two places",
+    "restore what is missing, or remove the line",
+)
+def results_marker(reading: Reading) -> Iterator[Found]:
+    document = reading.document
+    if isinstance(document, InputError) and _at_marker(reading, document):
+        yield Found(document.line or 1, document.message, mend=document.mend)
 
 
 @rule(
