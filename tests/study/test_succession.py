@@ -74,6 +74,20 @@ def test_what_cannot_be_is_refused_with_the_line(tmp_path: Path, pairs: list[tup
     assert caught.value.mend
 
 
+def test_of_two_rivals_the_later_one_is_refused(tmp_path: Path):
+    lab = tmp_path / "lab.md"
+    lab.write_text(f"# Lab\n\n{cell('a')}\n{cell('b', 'a')}\n{cell('c', 'a')}")
+    ended = winnow("check", "lab.md", cwd=tmp_path)
+    line = 1 + lab.read_text().splitlines().index('id = "c"') + 1
+    assert f"lab.md:{line}: supersedes: 'a' is superseded by 'b' already; supersede 'b'" in ended.err
+    assert ended.code == 2
+    a, b, c = study(tmp_path, "a"), study(tmp_path, "b", "a"), study(tmp_path, "c", "a")
+    declared = {each.id: each.supersedes for each in (a, b, c)}
+    assert Successions(RunStore(tmp_path / "store"), [b], file=lab, declared=declared).of("a").replaced_by is not None
+    with pytest.raises(InputError, match="superseded by 'b' already"):
+        Successions(RunStore(tmp_path / "store"), [c], file=lab, declared=declared)
+
+
 def test_a_study_of_another_file_is_found_in_the_store(tmp_path: Path):
     old, new = study(tmp_path, "old", file="old.md"), study(tmp_path, "new", "old", file="new.md")
     store = recorded(tmp_path, old)

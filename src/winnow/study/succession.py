@@ -54,7 +54,7 @@ class Successions:
         """studies: those at hand, which are checked. file, declared: a file, and what each of its studies supersedes.
 
         Raises InputError, with the line, where one of `studies` supersedes itself, something unknown, something that
-        another study supersedes already, or goes round in a circle.
+        another file or an earlier study of this one supersedes already, or goes round in a circle.
         """
         self._store = store
         studies = tuple(studies)
@@ -64,12 +64,14 @@ class Successions:
         for study in studies:
             if study.file is not None:
                 self._files[study.id] = study.file.resolve()
-        self._replaces = {name: old for name, old in known.items() if old is not None}
+        # In the order of the claim to an earlier study: other files have been run, then come the cells from the top.
+        self._replaces: dict[str, str] = {}
         for name, old, place in _stored(store):
             # What the file says now goes before what its last run has said; a cell that has gone says nothing.
             if name not in known and (own is None or place != own):
                 self._replaces[name] = old
                 self._files[name] = place
+        self._replaces |= {name: old for name, old in known.items() if old is not None}
         self._replaced_by: dict[str, str] = {}
         for study in studies:
             self._check(study)
@@ -94,9 +96,9 @@ class Successions:
         if old not in self._files and not self._store_knows(old):
             names = dict.fromkeys([*self._files, *stored_plans(self._store)])
             raise refused(f"there is no study {old!r} to supersede", nearest(old, [n for n in names if n != study.id]))
-        rival = next((name for name, other in self._replaces.items() if other == old and name != study.id), None)
-        if rival is not None:
-            raise refused(f"{old!r} is superseded by {rival!r} already", f"supersede {rival!r}, or drop one of the two")
+        first = next(name for name, other in self._replaces.items() if other == old)
+        if first != study.id:
+            raise refused(f"{old!r} is superseded by {first!r} already", f"supersede {first!r}, or drop one of the two")
         chain = [study.id]
         while (following := self._replaces.get(chain[-1])) is not None:
             if following in chain:
