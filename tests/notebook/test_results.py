@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from tests.fakes import fake_provenance
-from tests.study.planned import made_up, run
+from tests.study.planned import made_up, planned, run
 
+from winnow.analysis.sections import section
 from winnow.notebook.document import Document
 from winnow.notebook.results import decimals, escape, link, results_markdown, table
 from winnow.study.compare import compare
+from winnow.study.plan import save_plan
 from winnow.study.succession import Place
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40) | st.sampled_from(
@@ -75,6 +78,25 @@ def test_the_code_is_pinned_by_what_can_be_checked_out(tmp_path: Path):
 def test_several_versions_of_the_code_are_counted(tmp_path: Path):
     said = made_with(tmp_path, {"code": "b" * 16}, {"code": "a" * 16}, {"code": "a" * 16})
     assert "Made with 2 versions: code aaaaaaaaaaaa (2 runs), code bbbbbbbbbbbb (1 run);" in said
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ((5, 6), "Claims frozen 2026-01-05T00:00:00Z, before the first run."),
+        ((4, 6), "Claims frozen 2026-01-05T00:00:00Z; 1 of the runs is older."),
+        ((3, 4), "Claims frozen 2026-01-05T00:00:00Z; 2 of the runs are older."),
+    ],
+)
+def test_claims_are_said_to_come_first_only_where_they_did(tmp_path: Path, times: tuple[int, int], words: str):
+    study, store = made_up(tmp_path)
+    save_plan(store, study, planned(study).replace({"started": "2026-01-05T00:00:00Z"}))
+    for seed, day in enumerate(times):
+        made = fake_provenance(started=f"2026-01-{day:02}T00:00:00.500+00:00")
+        run(study, store, "control", seed, provenance=made)
+    found = compare(study, store)
+    assert f" arms. {words}" in results_markdown(found, [], tmp_path / "lab.md", heading=False)
+    assert f"is better. {words}" in section(found, store, "").standing
 
 
 def test_links_are_relative_and_quoted(tmp_path: Path):

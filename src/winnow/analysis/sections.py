@@ -165,12 +165,11 @@ def claim_line(study: Study, verdict: Verdict) -> ClaimLine:
 
 
 def _standing(comparison: Comparison, n_runs: int) -> str:
-    study, plan = comparison.study, comparison.plan
+    study = comparison.study
     arms = f"{len(study.arms)} arm{'' if len(study.arms) == 1 else 's'}"
     endpoint = study.endpoint
     text = f"{n_runs} run{'' if n_runs == 1 else 's'} of {arms}; {endpoint.metric}, {endpoint.better} is better."
-    if plan.started and comparison.verdicts:
-        text += f" Claims frozen {plan.started}, before the first run."
+    text += f" {comparison.frozen}" if comparison.frozen else ""
     if study.runs == "winnow" and comparison.succession.replaced_by is None:
         planned = len(missing_runs(study, comparison.verdicts, comparison.recorded))
         text += f" In progress: {planned} run{'' if planned == 1 else 's'} still planned." if planned else ""

@@ -104,8 +104,7 @@ def _status(comparison: Comparison) -> str:
     for verdict in comparison.verdicts:
         counts[verdict.status] = counts.get(verdict.status, 0) + 1
     said = ", ".join(f"{number} {status}" for status, number in counts.items())
-    started = comparison.plan.started
-    frozen = f" Claims frozen {started}, before the first run." if started and comparison.verdicts else ""
+    frozen = f" {comparison.frozen}" if comparison.frozen else ""
     runs = f"{done} run{'' if done == 1 else 's'} of {len(study.arms)} arm{'' if len(study.arms) == 1 else 's'}"
     return f"**{said[0].upper() + said[1:] if said else 'No claims'}** from {runs}.{frozen}"
 

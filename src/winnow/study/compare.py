@@ -53,6 +53,21 @@ class Comparison:
         )
 
     @property
+    def frozen(self) -> str:
+        """When the claims were frozen, as a sentence; empty where there are none, or nothing has frozen them yet.
+
+        A study may find runs that an earlier one made: they are older than its claims, and are counted.
+        """
+        at = self.plan.started
+        if at is None or not self.verdicts:
+            return ""
+        times = [record.provenance.started for by_seed in self.runs.values() for record in by_seed.values()]
+        older = sum(time[:_SECONDS] < at[:_SECONDS] for time in times)
+        if not older:
+            return f"Claims frozen {at}, before the first run."
+        return f"Claims frozen {at}; {older} of the runs {'is' if older == 1 else 'are'} older."
+
+    @property
     def missing(self) -> tuple[RunKey, ...]:
         """Runs of the study that have no result yet, in the order of arms and seeds."""
         return tuple(
