@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from winnow.errors import InputError
+from winnow.notebook.document import Document
 from winnow.notebook.launches import launches
 from winnow.notebook.pages import Fence, Page, Prose
 from winnow.notebook.statements import statements
@@ -65,10 +66,31 @@ def test_fences_as_the_page_shows_them():
 
 def test_front_matter_is_no_heading():
     found = page("---\ntags: [a]\n---\n\n# One\n")
-    assert found.front_matter == ("tags: [a]",)
+    assert found.front == 3
     assert [section.title for section in found.sections] == ["One"]
     assert found.sections[0].line == 5
-    assert page("---\n\n# No end\n").front_matter == ()
+    assert page("---\n\n# No end\n").front == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\ntitle: x\n---\n\n# One\n",
+        "---\n# a comment\ntitle: x\n---\n# One\n",
+        "---\nauthors:\n" + "- name: me\n" * 120 + "---\n# One\n",
+        "---\ndescription: |\n  a\n  ...\n---\n# One\n",
+        "---\n\nprose\n\n---\n\n# One\n",
+        "---\n---\n# One\n",
+        "---\nonly a rule and a line of prose\n# One\n",
+        "----\ntitle: x\n----\n# One\n",
+    ],
+)
+def test_front_matter_ends_where_check_says(text: str):
+    last = Document(text.encode(), PATH).front.last_line
+    found = page(text)
+    assert found.front == last
+    assert all(section.line > last for section in found.sections)
+    assert found.sections[-1].title == "One"
 
 
 @pytest.mark.parametrize(

@@ -52,24 +52,33 @@ class FrontMatter:
     notes: tuple[Note, ...] = ()
 
 
+def extent(lines: Sequence[str]) -> int:
+    """How many lines of a file, newlines left out, are front matter, both `---` included; 0 = it has none."""
+    if not _opened(lines):
+        return 0
+    return next((number for number, line in enumerate(lines[1:], 2) if _RULE.fullmatch(line)), 0)
+
+
+def _opened(lines: Sequence[str]) -> bool:
+    return len(lines) > 1 and _RULE.fullmatch(lines[0]) is not None and lines[1].strip() != ""
+
+
 def read_front_matter(lines: Sequence[str], path: Path) -> FrontMatter:
     """The front matter of a file, from its lines without newlines.
 
     Raises InputError with the line: YAML that cannot be read, a key given twice, a title, date or tags of another type.
     """
-    if not lines or not _RULE.fullmatch(lines[0]) or len(lines) < 2 or not lines[1].strip():
-        return FrontMatter()
-    end = next((number for number, line in enumerate(lines[1:], 1) if _RULE.fullmatch(line)), None)
-    if end is None:
-        if _KEY.match(lines[1]):
+    last = extent(lines)
+    if not last:
+        if _opened(lines) and _KEY.match(lines[1]):
             raise InputError("the front matter is never closed", file=path, line=1, mend="close it with a line ---")
         return FrontMatter()  # a horizontal rule and prose
-    text = "\n".join(lines[1:end])
+    text = "\n".join(lines[1 : last - 1])
     if len(text) > LARGEST:
         raise InputError(
             "the front matter is too long", file=path, line=1, mend="is its closing --- where you mean it?"
         )
-    return _Reader(path, end + 1).read(text)
+    return _Reader(path, last).read(text)
 
 
 class _Reader:

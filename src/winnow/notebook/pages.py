@@ -15,6 +15,7 @@ from pathlib import Path
 
 from winnow.errors import InputError
 from winnow.notebook.document import LARGEST, decode
+from winnow.notebook.frontmatter import extent
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _BACKTICKS = re.compile(r"`{3,}|~{3,}")
@@ -108,8 +109,8 @@ class Page:
     data: bytes
     lines: tuple[str, ...]
     sections: tuple[Section, ...]
-    front_matter: tuple[str, ...]
-    """Lines between the two `---` at the top of the file; they are line 2 and following."""
+    front: int
+    """How many lines at the top are front matter, both `---` included."""
 
     @classmethod
     def read(cls, path: Path) -> Page:
@@ -135,8 +136,8 @@ class Page:
                 mend="give a Markdown file",
             )
         lines = tuple(_LINE_END.split(text))
-        front = _front_matter(lines)
-        return cls(path, data, lines, _sections(lines, front), lines[1 : front - 1] if front else ())
+        front = extent(lines)
+        return cls(path, data, lines, _sections(lines, front), front)
 
     def fences(self) -> Iterator[Fence]:
         """Every fence, in order."""
@@ -146,18 +147,6 @@ class Page:
     def n_lines(self) -> int:
         """How many lines an editor shows."""
         return len(self.lines) - 1 if len(self.lines) > 1 and self.lines[-1] == "" else len(self.lines)
-
-
-def _front_matter(lines: tuple[str, ...]) -> int:
-    """How many lines the front matter takes, its two markers included; 0 where there is none."""
-    if lines[0].rstrip() != "---":
-        return 0
-    for number, line in enumerate(lines[1:100], 2):
-        if line.rstrip() in ("---", "..."):
-            return number
-        if line.startswith("#"):
-            return 0
-    return 0
 
 
 def _sections(lines: tuple[str, ...], front: int) -> tuple[Section, ...]:

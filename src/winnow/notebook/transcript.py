@@ -32,10 +32,7 @@ def transcript(imported: Imported) -> str:
     """The notebook."""
     page = imported.page
     lines = _apart(_prose(imported))
-    front = 0
-    if page.front_matter:
-        front = len(page.front_matter) + 2
-    text = "\n".join([*lines[:front], *_opening(imported), *lines[front:], *_closing(imported)])
+    text = "\n".join([*lines[: page.front], *_opening(imported), *lines[page.front :], *_closing(imported)])
     return text.rstrip("\n") + "\n"
 
 
