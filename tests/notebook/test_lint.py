@@ -112,6 +112,13 @@ def test_results_that_are_not_those_of_the_cell():
     assert ("results-orphaned", 13) in found(f"# A\n\n{CELL.replace('s1', 's2')}\n{RESULTS}\n")
 
 
+def test_winnow_links_to_studies_that_have_not_been_run():
+    withdrawn = render_block("s1", "**Withdrawn**, replaced by [s2](#study-s2).")
+    text = f"# A\n\n{CELL}\n{withdrawn}\n\n" + CELL.replace("s1", "s2").replace("looks", 'supersedes = "s1"\nlooks')
+    assert "link-anchor" not in [rule for rule, _ in found(text)]
+    assert ("link-anchor", 15) in found(text.replace("#study-s2", "#study-s3"))
+
+
 def test_a_picture_that_is_not_there(tmp_path: Path):
     shown = render_block("s1", f"![s1: loss curves](s1.curves.png)\n\n{TABLE}{ROW}\n")
     assert found(f"# A\n\n{CELL}\n{shown}\n", tmp_path) == [("results-picture", 15)]

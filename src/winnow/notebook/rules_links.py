@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from winnow.notebook.pages import Prose
+from winnow.notebook.results import anchor
 from winnow.notebook.rules import Found, Reading, rule
 from winnow.records.provenance import REDACTED
 
@@ -79,17 +80,17 @@ def link_anchor(reading: Reading) -> Iterator[Found]:
 
 
 def _anchors(reading: Reading) -> set[str]:
-    """Of the headings, as GitHub makes them, and of HTML."""
-    found: set[str] = set()
+    """Of the headings, as GitHub makes them, of HTML, and of results, written already or not."""
+    found = {anchor(item.cell.study).casefold() for item in reading.cells if item.cell.study is not None}
     seen: dict[str, int] = {}
     for section in reading.page.sections:
         plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", section.title).casefold()
-        anchor = re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", plain).strip())
-        n = seen.get(anchor, 0)
-        seen[anchor] = n + 1
-        found.add(f"{anchor}-{n}" if n else anchor)
+        name = re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", plain).strip())
+        n = seen.get(name, 0)
+        seen[name] = n + 1
+        found.add(f"{name}-{n}" if n else name)
     for _, item in _texts(reading):
-        found.update(name.casefold() for name in re.findall(r"(?:id|name)=[\"']([^\"']+)[\"']", item.text))
+        found.update(given.casefold() for given in re.findall(r"(?:id|name)=[\"']([^\"']+)[\"']", item.text))
     return found
 
 
