@@ -106,6 +106,12 @@ def test_a_claim_that_nobody_has_judged():
     assert sorted(found(f"# A\n\n{CELL}\n{open_still}\n")) == sorted(edited)
 
 
+def test_a_withdrawn_claim_needs_no_answer():
+    unanswered = [line for rule, line in found(replacing(("s1", ""), ("s2", "s1"))) if rule == "claim-unanswered"]
+    assert unanswered == [21]
+    assert ("claim-unanswered", 11) in found(replacing(("s1", "s1")))
+
+
 def test_results_that_are_not_those_of_the_cell():
     assert found(f"# A\n\n{CELL.replace('0.01', '0.02')}\n{RESULTS}\n") == [("results-stale", 13)]
     assert ("results-edited", 13) in found(f"# A\n\n{CELL}\n{RESULTS.replace('6 runs', '9 runs')}\n")

@@ -178,8 +178,12 @@ def study_single_seed(reading: Reading) -> Iterator[Found]:
     "give `winnow run`, or add the seeds that it asks for",
 )
 def claim_unanswered(reading: Reading) -> Iterator[Found]:
+    """A study that another one replaces is withdrawn, and needs no answer."""
     blocks = _blocks(reading)
+    replaced = {study.supersedes for _, study in reading.studies if study.supersedes != study.id}
     for cell, study in reading.studies:
+        if study.id in replaced:
+            continue
         block = blocks.get(study.id)
         undecided = set() if block is None else set(_UNANSWERED.findall(block.content))
         for claim in study.claims:
