@@ -136,6 +136,9 @@ def test_what_cannot_be_read_is_refused_with_its_line(text: str | bytes, line: i
 def test_binary_and_huge_files_are_refused():
     with pytest.raises(InputError, match="binary file"):
         parse(b"\x89PNG\0\0\xff")
+    with pytest.raises(InputError, match="holds a NUL byte") as caught:
+        parse(b"a\r\n" + CELL.encode() + b"\0")
+    assert caught.value.line == 2 + CELL.count("\n")
     with pytest.raises(InputError, match="too long"):
         parse(b"x" * (64 * 2**20 + 1))
 

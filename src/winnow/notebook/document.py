@@ -285,9 +285,9 @@ def _is_study(info: str) -> bool:
 
 
 def decode(data: bytes, path: Path) -> str:
-    """UTF-8 text. Raises InputError with the line of the first byte that is none."""
+    """UTF-8 text. Raises InputError with the line of the first byte that is none, or NUL, which no text holds."""
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = len(_LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
         binary = b"\0" in data[:8192]
@@ -297,6 +297,10 @@ def decode(data: bytes, path: Path) -> str:
             line=None if binary else line,
             mend="give a .md notebook or a .toml study" if binary else "save the file as UTF-8",
         ) from None
+    if "\0" in text:
+        line = len(_LINE_END.findall(text[: text.index("\0")])) + 1
+        raise InputError("holds a NUL byte: this is no text", file=path, line=line, mend="give a Markdown file")
+    return text
 
 
 def _up_to_a_leak(blocks: list[Block], pieces: list[_Piece]) -> tuple[list[Block], bool]:

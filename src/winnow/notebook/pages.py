@@ -127,14 +127,6 @@ class Page:
             mend = "keep data out of notebooks"
             raise InputError(f"{len(data) / 2**20:.0f} MB is too long for a notebook", file=path, mend=mend)
         text = decode(data.removeprefix(b"\xef\xbb\xbf"), path)
-        if "\0" in text:
-            before = text[: text.index("\0")]
-            raise InputError(
-                "holds a NUL byte: this is no text",
-                file=path,
-                line=len(_LINE_END.findall(before)) + 1,
-                mend="give a Markdown file",
-            )
         lines = tuple(_LINE_END.split(text))
         front = extent(lines)
         return cls(path, data, lines, _sections(lines, front), front)
