@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from tests.cli.tiny import winnow
+from tests.study.planned import AT, made_up, run, run_all
 from tests.study.planned import TEXT as PLANNED_TEXT
-from tests.study.planned import made_up, run, run_all
 
 from winnow.cli.standing import state_of
+from winnow.study.plan import Edit, load_plan, save_plan, source_digests
 
 # Three seeds cannot tell so small an effect.
 TEXT = PLANNED_TEXT.replace(
@@ -62,6 +63,49 @@ def test_an_edited_arm_is_stale_and_a_held_run_is_running(tmp_path: Path):
         found = status(tmp_path)
         assert (found["state"], found["claims"]["h1"]["runs"]) == ("running", "running")
         assert found["claims"]["h2"]["runs"] == "in progress"
+
+
+def test_what_was_rewritten_is_named(tmp_path: Path):
+    study, store = made_up(tmp_path, TEXT)
+    run_all(study, store, seeds=2)
+    file = tmp_path / "made-up.toml"
+    file.write_text(TEXT)
+    assert (status(tmp_path)["rewritten"], status(tmp_path)["edits"]) == ({}, [])
+    edited = TEXT.replace("model.width = 2", "model.width = 3, train.lr = 0.1").replace("train.clip = 1000.0", "")
+    file.write_text(edited + "arms.new = { model.width = 5 }\n")
+    assert status(tmp_path)["rewritten"] == {"good": ["model.width", "train.lr"], "dead": ["train.clip"]}
+    said = winnow("status", "made-up.toml", cwd=tmp_path).out
+    assert "  good was rewritten since it was resolved: model.width, train.lr\n" in said
+    assert "new was rewritten" not in said, "it was added"
+
+
+def test_a_use_file_that_was_rewritten_is_named(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("")
+    text = TEXT.replace('id = "made-up"\n', 'id = "made-up"\nuse = ["mine.py"]\n')
+    study, store = made_up(tmp_path, text)
+    plan = load_plan(store, study)
+    assert plan is not None
+    save_plan(store, study, plan.replace({"sources": source_digests(study)}))
+    (tmp_path / "made-up.toml").write_text(text)
+    assert status(tmp_path)["rewritten"] == {}
+    (tmp_path / "mine.py").write_text("x = 1")
+    assert status(tmp_path)["rewritten"] == {arm: ["mine.py"] for arm in study.arms}
+
+
+def test_older_plans_do_not_know_the_keys_but_every_edit_has_its_time(tmp_path: Path):
+    study, store = made_up(tmp_path, TEXT)
+    plan = load_plan(store, study)
+    assert plan is not None
+    arms = {name: arm.replace({"table": None}) for name, arm in plan.arms.items()}
+    edit = Edit(at=AT, kind="arm", key="good", what="arm good was rewritten: model.width", claims=("h1",))
+    save_plan(store, study, plan.replace({"arms": arms, "started": AT, "edits": (edit,)}))
+    (tmp_path / "made-up.toml").write_text(TEXT.replace("model.width = 2", "model.width = 3"))
+    found = status(tmp_path)
+    assert found["rewritten"] == {"good": None}
+    assert [(edit["at"], edit["key"]) for edit in found["edits"]] == [(AT, "good")]
+    said = winnow("status", "made-up.toml", cwd=tmp_path).out
+    assert "  good was rewritten since it was resolved: its keys are not known\n" in said
+    assert f"  arm good was rewritten: model.width (seen {AT}, after the runs began)\n" in said
 
 
 def test_an_invalid_claim_is_unanswered_unless_it_was_meant(tmp_path: Path):

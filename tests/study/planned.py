@@ -12,7 +12,7 @@ from tests.fakes import fake_record
 from winnow.records.run import RunRecord
 from winnow.records.store import RunStore
 from winnow.study.observations import Better
-from winnow.study.plan import Plan, PlannedArm, save_plan, seen, source_digests, written_digest
+from winnow.study.plan import Plan, PlannedArm, save_plan, seen, source_digests, written_digest, written_table
 from winnow.study.spec import Study, parse_study
 
 METRICS: dict[str, Better] = {"val/ce": "lower", "val/ppl": "lower", "val/bpb": "lower"}
@@ -46,7 +46,14 @@ def planned(study: Study) -> Plan:
         for key, value in table.items():
             config[key] = {**config.get(key, {}), **value}
         written = written_digest(study, name, source_digests(study))
-        arms[name] = PlannedArm(written=written, config=config, identity=config, data="da7a", metrics=METRICS)
+        arms[name] = PlannedArm(
+            written=written,
+            table=written_table(study, name),
+            config=config,
+            identity=config,
+            data="da7a",
+            metrics=METRICS,
+        )
     return seen(study, Plan(id=study.id, file=None, arms=arms), {}, AT)
 
 

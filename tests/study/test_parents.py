@@ -24,7 +24,7 @@ from winnow.study.crew import failure
 from winnow.study.events import RunKey
 from winnow.study.launch import Options, register, run_study
 from winnow.study.parents import Parents, missing_parents, needed_by, needed_in_store
-from winnow.study.plan import Plan, load_plan, stale_arms
+from winnow.study.plan import Plan, load_plan, rewritten_keys, stale_arms
 from winnow.study.resolve import resolve
 from winnow.study.spec import Study, parse_study
 from winnow.train.config import RunConfig
@@ -123,7 +123,9 @@ def test_a_change_of_any_ancestor_makes_other_runs(tmp_path: Path, old: str, new
     assert child is not None
     assert Parents(plans=after).changed(child) == moves
     [_, study, _] = studies(tmp_path, PARENT, CHILD, GRANDCHILD)
-    assert bool(stale_arms(study, before["second"], Parents(plans=after).changed)) == moves
+    stale = stale_arms(study, before["second"], Parents(plans=after).changed)
+    assert bool(stale) == moves
+    assert all(rewritten_keys(study, before["second"], arm) == ("init_from",) for arm in stale)
 
 
 def test_what_a_parent_is_called_is_no_identity(tmp_path: Path) -> None:

@@ -144,7 +144,11 @@ def test_every_command_says_withdrawn(lab: Path):
     assert "withdrawn" in winnow("why", "lab.md", "old/h1", cwd=lab).out
     status = winnow("status", "lab.md", cwd=lab).out
     assert "old (withdrawn, replaced by new)" in status
-    assert "1 of 4 claims have no answer yet: new/h2" in status, "those of a withdrawn study are nobody's question"
+    # Those of a withdrawn study are nobody's question.
+    assert "1 of 4 claims have no answer yet: new/h2; 2 withdrawn\n" in status
+    rows = json.loads(winnow("status", "lab.md", "--json", cwd=lab).out)
+    assert [claim["answered"] for claim in rows[0]["claims"].values()] == [False, False]
+    assert (rows[0]["unanswered"], rows[1]["unanswered"]) == ([], ["h2"])
 
 
 def loss_cell(name: str, old: str | None = None) -> str:

@@ -13,7 +13,7 @@ from winnow.records.remote import Remote
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison, compare
 from winnow.study.needs import missing_runs
-from winnow.study.plan import Plan, load_plan
+from winnow.study.plan import Plan, load_plan, rewritten_keys
 from winnow.study.spec import Study
 from winnow.study.succession import Successions
 
@@ -71,6 +71,8 @@ def study_rows(study: Study, records: RunStore, successions: Successions) -> dic
         "claims": claims,
         "unanswered": [name for name, claim in claims.items() if not claim["answered"] and new is None],
         "started": None if plan is None else plan.started,
+        "rewritten": {} if comparison is None else _rewritten(comparison),
+        "edits": [] if comparison is None else [edit.dump() for edit in comparison.plan.edits],
     }
 
 
@@ -100,6 +102,12 @@ def _states(
                     state = PLANNED if wanted else NOT_NEEDED
             found[arm, seed] = state
     return found
+
+
+def _rewritten(comparison: Comparison) -> dict[str, tuple[str, ...] | None]:
+    """What was rewritten of each arm that was resolved before; None = not known. An arm that was added is none."""
+    study, plan = comparison.study, comparison.plan
+    return {arm: rewritten_keys(study, plan, arm) for arm in comparison.stale if arm in plan.arms}
 
 
 def state_of(runs: Sequence[str]) -> str:
@@ -134,10 +142,22 @@ def say_studies(found: Sequence[dict[str, Any]]) -> None:
         for name, claim in study["claims"].items():
             mark = " (exploratory)" if claim["exploratory"] else ""
             output.say(f"  {name}: {output.word(claim['status'])}{mark}; runs {output.word(claim['runs'])}")
+        _say_edits(study)
     claims = sum(len(study["claims"]) for study in found)
+    withdrawn = sum(claim["status"] == "withdrawn" for study in found for claim in study["claims"].values())
     open_ = [f"{study['study']}/{name}" for study in found for name in study["unanswered"]]
     if claims:
-        output.say(f"\n{len(open_)} of {claims} claims have no answer yet{': ' if open_ else ''}{', '.join(open_)}")
+        said = f"{len(open_)} of {claims} claims have no answer yet{': ' if open_ else ''}{', '.join(open_)}"
+        output.say(f"\n{said}{f'; {withdrawn} withdrawn' if withdrawn else ''}")
+
+
+def _say_edits(study: dict[str, Any]) -> None:
+    """What was rewritten: first what no run has been resolved from yet, then what was seen after the runs began."""
+    for arm, keys in study["rewritten"].items():
+        what = "its keys are not known" if keys is None else ", ".join(keys) or "the same settings in other places"
+        output.say(f"  {arm} was rewritten since it was resolved: {what}")
+    for edit in study["edits"]:
+        output.say(f"  {edit['what']} (seen {edit['at']}, after the runs began)")
 
 
 def store_rows(records: RunStore) -> list[dict[str, Any]]:

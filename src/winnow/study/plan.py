@@ -11,6 +11,7 @@ edited and when it was first seen.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Container, Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from winnow.errors import InputError
 from winnow.records.files import FileLock, inside, read_json, write_json
 from winnow.records.store import RunStore
 from winnow.study.claims import Claim
+from winnow.study.overlay import merge
 from winnow.study.spec import Study
 
 VERSION: Final = 1
@@ -54,6 +56,8 @@ class PlannedArm(Config):
 
     written: str
     """Digest of what was written for it (base, arm, `use` files): when that changes, the arm is stale."""
+    table: dict[str, Any] | None = None
+    """Its settings as written, laid over the base; None = made by a Winnow that did not keep them."""
     config: dict[str, Any]
     """`RunConfig.dump()`, with absolute paths."""
     identity: dict[str, Any]
@@ -205,6 +209,26 @@ def source_digests(study: Study) -> dict[str, str]:
 def written_digest(study: Study, arm: str, sources: Mapping[str, str]) -> str:
     """Digest of everything that was written for an arm."""
     return digest([dict(study.base), dict(study.arms[arm]), dict(sources)])
+
+
+def written_table(study: Study, arm: str) -> dict[str, Any]:
+    """The settings of an arm as they are written: its table laid over the base, as JSON data."""
+    return json.loads(canonical_json(merge(study.base, study.arms[arm])))
+
+
+def rewritten_keys(study: Study, plan: Plan, arm: str) -> tuple[str, ...] | None:
+    """What differs between a stale arm and what its runs were resolved from: dotted keys, and names of `use` files.
+
+    `init_from` where its text is the same: what it starts from was rewritten. None: the plan does not know.
+    Raises InputError for a `use` file that is missing.
+    """
+    before, now = plan.arms[arm], source_digests(study)
+    if before.written == written_digest(study, arm, now):
+        return ("init_from",)
+    if before.table is None:
+        return None
+    files = [name for name in sorted({*now, *plan.sources}) if now.get(name) != plan.sources.get(name)]
+    return (*differing(before.table, written_table(study, arm)), *files)
 
 
 def stale_arms(study: Study, plan: Plan, changed: Callable[[PlannedParent], bool] = lambda _: False) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from winnow.study.lineage import Lineage, located
 from winnow.study.locate import KeyPath
 from winnow.study.overlay import merge
 from winnow.study.parents import Parents
-from winnow.study.plan import Plan, PlannedArm, source_digests, written_digest
+from winnow.study.plan import Plan, PlannedArm, source_digests, written_digest, written_table
 from winnow.study.spec import Study
 from winnow.tasks.base import Task
 from winnow.train.config import RunConfig
@@ -74,6 +74,7 @@ def resolve(study: Study, *, trust: bool = False, parents: Parents | None = None
         findings += _said(study, name, lineage)
         arms[name] = PlannedArm(
             written=written_digest(study, name, sources),
+            table=written_table(study, name),
             config=config.dump(),
             identity=config.canonical(),
             data=task.digest,
