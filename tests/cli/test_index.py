@@ -68,6 +68,9 @@ def test_what_is_damaged_is_listed_and_stops_nothing(winnow, tmp_path: Path):
     ended = winnow("index", tmp_path)
     assert ended.code == 1
     assert ended.err.count("error: ") == 3
+    both = ended.out + ended.err
+    assert (both.count("the study cell is never closed"), both.count("not valid TOML")) == (1, 1), "each said once"
+    assert "two/two.md: not read\n" in ended.out
     assert "Traceback" not in ended.err
     read = Checked((tmp_path / "index.html").read_text()).text
     assert "two/two.md:6: the study cell is never closed" in read

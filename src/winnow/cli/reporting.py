@@ -108,7 +108,7 @@ def index(
     else:
         for entry in found.entries:
             said = ", ".join(f"{number} {output.word(status)}" for status, number in entry.counts)
-            output.say(f"{output.bold(entry.name)}: {entry.damage or said or 'claims nothing'}")
+            output.say(f"{output.bold(entry.name)}: {'not read' if entry.damage else said or 'claims nothing'}")
         for kind, words in (("contradiction", "contradicts itself"), ("budget", "depends on the budget")):
             for each in found.same:
                 if each.kind == kind:
