@@ -281,7 +281,7 @@ def test_preflight_sees_it_before_the_run(text: Path) -> None:
     assert [finding.rule for finding in tried(train__warmup=99).findings] == ["warmup-only"]
 
 
-RULE = re.compile(r'''(?:rule=|_note\(|_Defect\()"([a-z-]+)"''')
+RULE = re.compile(r'''(?:rule=|_note\(|\bDefect\()"([a-z-]+)"''')
 
 
 def test_docs_and_table_name_every_rule() -> None:
