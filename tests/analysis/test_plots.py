@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from winnow.analysis.plots import (
+    Band,
     Contrast,
     Curve,
     band,
@@ -98,9 +99,9 @@ def test_band_is_the_mean_and_sample_sd_over_finite_seeds():
         ({}, {}, (0, 1)),
     ],
 )
-def test_panels_begin_with_the_control(begins: dict[str, int], ends: dict[str, int], expected: tuple[float, float]):
-    bands = {arm: {first: (1.0, 0.0), ends[arm]: (1.0, 0.0)} for arm, first in begins.items()}
-    assert drawn_range({**bands, "without": {}}, "control") == expected
+def test_panels_begin_with_the_control(begins: dict[str, float], ends: dict[str, float], expected: tuple[float, float]):
+    bands: dict[str, Band] = {arm: {first: (1.0, 0.0), ends[arm]: (1.0, 0.0)} for arm, first in begins.items()}
+    assert drawn_range(bands | {"without": {}}, "control") == expected
 
 
 def test_many_arms_make_a_higher_picture():
