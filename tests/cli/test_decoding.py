@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,44 @@ def test_memory_at_the_loss_of_another_run(folder: Path) -> None:
     assert "the full cache's loss is above it" in told.out
 
 
+def test_memory_at_parity_is_recorded_and_decides_claims(folder: Path) -> None:
+    """A recorded study reads what `--record` wrote; nothing is written twice, and another arm's run is not taken."""
+    (folder / "parity.toml").write_text(
+        'id = "parity"\nruns = "recorded"\nseeds = [0, 1]\nlooks = [2]\ncontrol = "selective"\n'
+        'endpoint = { metric = "log2-memory/window/uniform", better = "lower" }\n'
+        'arms.selective = { run = "tiny/selective" }\narms.control = { run = "tiny/control" }\n'
+        'claims.less = "selective better-than control on log2-memory/window/uniform smallest 0.5"\n'
+    )
+    assert command("check", "parity.toml", cwd=folder).code == 0
+    asked = ("prune", "tiny/selective", "--keep", "1/2", "--target-loss-of", "tiny/selective/0", "--record", "parity")
+    told = json.loads(command(*asked, "--json", cwd=folder).out)["runs"]
+    for run in told:
+        shown = json.loads(command("show", f"parity/selective/{run['seed']}", "--json", cwd=folder).out)["record"]
+        memory = {name: value for name, value in shown["final"].items() if not name.startswith("log2-")}
+        assert shown["config"]["digest"] == run["run"]
+        assert set(memory) == {
+            "memory/votes/uniform",
+            "memory/votes/by-layer",
+            "memory/window/uniform",
+            "memory/h2o/uniform",
+        }
+        for name, value in memory.items():
+            _, policy, way = name.split("/")
+            kept = run["parity"][policy]["by_layer" if way == "by-layer" else way]
+            assert value == (kept["memory"] if kept else 1.0), name
+            assert shown["final"][f"log2-{name}"] == math.log2(value)
+    assert "selective" in command("table", "parity.toml", cwd=folder).out
+    again = command(*asked, cwd=folder)
+    assert (again.code, again.out) == (2, "")
+    assert "error: --record: parity/selective/0 is recorded already" in again.err
+    other = ("prune", "tiny/control", "--target-loss-of", "tiny/selective/0", "--record", "parity", "--uniform")
+    assert command(*other, cwd=folder).code == 0
+    ((verdict,),) = (
+        study["verdicts"] for study in json.loads(command("compare", "parity.toml", "--json", cwd=folder).out)
+    )
+    assert (verdict["claim"]["id"], verdict["n"]) == ("less", 2)
+
+
 def test_text_is_generated_from_a_small_cache(folder: Path) -> None:
     asked = ("generate", "tiny/selective/0", "--prompt", "the ", "--seed", 3)
     ended = command(*asked, "--budget", "1/4", cwd=folder)
@@ -116,6 +155,12 @@ def test_text_is_generated_from_a_small_cache(folder: Path) -> None:
         ("prune tiny/nothing", "error: no run of 'tiny/nothing' has finished"),
         ("prune tiny/selective/7", "error: there is no run 'tiny/selective/7'"),
         ("prune tiny/selective/0 --plot curve.pdf", "error: --plot: 'curve.pdf' is not a PNG file"),
+        ("prune tiny/selective/0 --record parity", "error: --record: there is no loss to keep up with"),
+        ("prune tiny/selective/0 --target-loss-of tiny/control --record a/b", "error: --record: study 'a/b' is not"),
+        (
+            "prune tiny/selective/0 tiny/selective tiny/control --record x --target-loss-of tiny/control --csv --json",
+            "error: --csv: one form at a time",
+        ),
         ("prune tiny/selective/0 --csv --json", "error: --csv: one form at a time"),
         ("prune tiny/selective/0 --target-loss-of tiny/no/0", "error: --target-loss-of: there is no run 'tiny/no/0'"),
         ("generate tiny/selective/0 --prompt 1234567890123456", "error: --prompt: 17 tokens"),

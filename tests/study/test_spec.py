@@ -133,6 +133,15 @@ def test_arms_of_recorded_runs_are_free_tables():
     assert study.arms["b"] == {"lr": 0.2, "depth": "x"}
 
 
+def test_a_claim_on_recorded_runs_is_on_the_endpoint():
+    """Nothing else says which way another metric is better, so it is refused before anything was recorded."""
+    with pytest.raises(InputError, match=r"3: claims\.less: nothing says whether depth is better lower or higher"):
+        parse_study(
+            'runs = "recorded"\nid = "r"\nclaims.less = "b better-than control on depth"\n'
+            'endpoint.metric = "loss"\narms.control = {}\narms.b = {}\n'
+        )
+
+
 def test_reading_a_study_needs_no_torch():
     code = (
         "import sys, winnow.study.audit, winnow.study.plan, winnow.study.spec\n"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from winnow.cli import options, output
 from winnow.errors import InputError
+from winnow.records.files import safe_name
 
 if TYPE_CHECKING:
-    from winnow.analysis.pruning import Kept, Pruner, Summary
+    from winnow.analysis.parity import Measured
+    from winnow.analysis.pruning import Kept, Summary
     from winnow.analysis.trained import Trained
     from winnow.attention import PolicyConfig
     from winnow.records.store import RunStore
@@ -79,14 +80,25 @@ def prune(
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the curve.", show_default=False)
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the curve as CSV, a row per run.")] = False,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--record",
+            metavar="STUDY",
+            help="Record the smallest memory of every run as a run of this study, for claims.",
+            show_default=False,
+        ),
+    ] = None,
     store: options.StoreAbove = None,
     as_json: options.Json = False,
 ) -> None:
     """Loss against the part of the cache that is kept, by policy; and the smallest memory at another run's loss."""
     keeps = [_part(text) for text in keep or USUAL]
     _check_options(plot, step, as_csv and as_json)
+    _check_recording(into, target_of)
     records = options.open_store(store)
     digests = [digest for name in runs for digest in _digests(records, name)]
+    from winnow.analysis.parity import Measured, check_unrecorded, find_parity, first_step, record_parity
     from winnow.analysis.pruning import Pruner, policies_of
     from winnow.analysis.trained import read_trained
 
@@ -95,13 +107,18 @@ def prune(
     if policy:
         policies = [_policy(name, loaded) for name in dict.fromkeys(policy)]
     targets = [None if target_of is None else _target(records, target_of, run, tokens) for run in loaded]
+    if into is not None:
+        check_unrecorded(records, into, loaded, key="--record")
     measured: list[Measured] = []
     for run, target in zip(loaded, targets, strict=True):
         output.note(f"{run.name}: measuring")
         pruner = Pruner(run, tokens)
         curves = {policy.kind: pruner.curve(policy, keeps) for policy in policies}
-        parity = {} if target is None else _parity(pruner, policies, target, step, uniform)
-        measured.append(Measured(run, pruner, curves, target, parity))
+        lowered = step or first_step(pruner.context)
+        parity = {} if target is None else find_parity(pruner, policies, target, lowered, uniform, _note_lowering)
+        measured.append(Measured(run, pruner, curves, target, lowered, parity))
+        if into is not None:
+            record_parity(records, into, measured[-1], str(target_of))
     drawn = [] if plot is None else [_draw(plot, measured)]
     if as_json:
         output.say_json({"runs": [found.plain() for found in measured], "files": drawn})
@@ -113,54 +130,6 @@ def prune(
         _say_arm(arm, [found for found in measured if found.arm == arm], target_of)
     for file in drawn:
         output.note(f"wrote {file}")
-
-
-@dataclass(frozen=True)
-class Parity:
-    """What keeps up with the target under one policy; None: nothing does."""
-
-    uniform: Kept | None
-    by_layer: Kept | None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Everything that is said of one run."""
-
-    run: Trained
-    pruner: Pruner
-    curves: Mapping[str, Mapping[float, Kept]]
-    target: float | None
-    parity: Mapping[str, Parity]
-
-    @property
-    def arm(self) -> str:
-        return self.run.name.rpartition("/")[0]
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "run": self.run.record.digest,
-            "name": self.run.name,
-            "seed": self.run.record.seed,
-            "context": self.pruner.context,
-            "tokens": self.pruner.validation.n_tokens,
-            "unpruned": self.pruner.unpruned,
-            "target": self.target,
-            "curve": [
-                {"keep": keep, **_plain(kept)} for by_keep in self.curves.values() for keep, kept in by_keep.items()
-            ],
-            "parity": {
-                name: {"uniform": _plain(found.uniform), "by_layer": _plain(found.by_layer)}
-                for name, found in self.parity.items()
-            },
-        }
-
-
-def _plain(kept: Kept | None) -> dict[str, Any]:
-    if kept is None:
-        return {}
-    return {"policy": kept.policy, "budgets": dict(kept.budgets), "loss": kept.loss, "memory": kept.memory}
 
 
 def _part(text: str) -> float:
@@ -182,6 +151,17 @@ def _check_options(plot: Path | None, step: int | None, both: bool) -> None:
         raise InputError(f"{str(plot)!r} is not a PNG file", key="--plot", mend="give a name that ends in .png")
     if plot is not None and not plot.parent.is_dir():
         raise InputError(f"there is no folder {str(plot.parent)!r}", key="--plot", mend="make it first")
+
+
+def _check_recording(into: str | None, target_of: str | None) -> None:
+    if into is None:
+        return
+    if target_of is None:
+        raise InputError("there is no loss to keep up with", key="--record", mend="give --target-loss-of")
+    try:
+        safe_name(into, what="study")
+    except InputError as error:
+        raise InputError(error.message, key="--record", mend=error.mend) from error
 
 
 def _digests(records: RunStore, name: str) -> list[str]:
@@ -238,21 +218,8 @@ def _target(records: RunStore, name: str, run: Trained, tokens: int | None) -> f
     return evaluate(other.model, theirs, CPU, "fp32")["val/ce"]
 
 
-def _parity(
-    pruner: Pruner, policies: Sequence[PolicyConfig], target: float, step: int | None, uniform: bool
-) -> dict[str, Parity]:
-    """Budgets by layer are searched for `votes` where it is among the policies, else for every one that evicts."""
-    by_votes = [policy for policy in policies if policy.kind == "votes"]
-    searched = by_votes or [policy for policy in policies if policy.kind != "anew"]
-    lowered = step or max(1, pruner.context // 8)
-    found: dict[str, Parity] = {}
-    for policy in policies:
-        by_layer = None
-        if policy in searched and not uniform:
-            said = lambda kept: output.note(f"  {kept.policy}: {_keys(kept)} keys, {kept.loss:.4f}")  # noqa: E731
-            by_layer = pruner.by_layer(policy, target, lowered, said)
-        found[policy.kind] = Parity(pruner.uniform(policy, target), by_layer)
-    return found
+def _note_lowering(kept: Kept) -> None:
+    output.note(f"  {kept.policy}: {_keys(kept)} keys, {kept.loss:.4f}")
 
 
 def _keys(kept: Kept) -> str:

@@ -294,5 +294,8 @@ def _claims(table: _Table, lines: KeyLines) -> tuple[Claim, ...]:
         for arm in claim.all_arms:
             if arm not in table.arms:
                 raise lines.error(f"the claim names an arm {arm!r} that is not given", path, nearest(arm, table.arms))
+        if table.runs == "recorded" and claim.metric != table.endpoint.metric:
+            what = f"nothing says whether {claim.metric} is better lower or higher"
+            raise lines.error(what, path, f"make it the endpoint, or claim on {table.endpoint.metric}")
         found.append(claim)
     return tuple(found)
