@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from winnow.attention.cache import LayerCache, Standing
-from winnow.attention.prune import PolicyConfig, drop_at, mean_over_heads
+from winnow.attention.prune import Policy, PolicyConfig, drop_at, mean_over_heads
 from winnow.attention.rope import Rotary
 from winnow.config import Variant
 from winnow.errors import InputError
@@ -338,13 +338,13 @@ class Attention(nn.Module):
             raise InputError("a cache holds one document per row", mend="give each document a row of its own")
         q, k, v = self.project(x, state)
         kept = weights = None
+        standing = Standing() if self.voting is None else self.standing(q, k, state)
         if cache.policy.binds:
             with torch.autocast(q.device.type, enabled=False):
-                heads, kept, weights = self._pruned(q, k, v, cache, state)
+                heads, kept, weights = self._pruned(q, k, v, cache.policy, state, standing.votes)
             aux: Mapping[str, Tensor] = {}
         else:
             heads, aux = self.mix(q, k, v, state)
-        standing = Standing() if self.voting is None else self.standing(q, k, state)
         cache.fill(k, v, Standing(standing.votes, standing.shields, weights), kept)
         return Mixed(self.out(heads.flatten(2)), aux)
 
@@ -353,45 +353,54 @@ class Attention(nn.Module):
         q: Float[Tensor, "B T HS D"],
         k: Float[Tensor, "B T KS D"],
         v: Float[Tensor, "B T K D"],
-        cache: LayerCache,
+        policy: Policy,
         state: MixerState,
+        votes: Float[Tensor, "B M T"] | None,
     ) -> tuple[Float[Tensor, "B T H D"], Bool[Tensor, "B T"] | None, Float[Tensor, "B T"] | None]:
         """The heads, which keys a further query still sees (None: all), and the weights that each key has got, where
-        the policy goes by them."""
-        policy, (B, T) = cache.policy, q.shape[:2]
-        at_once = max(1, PAIRS_AT_ONCE // (self.shape.n_heads * T * T))
+        the policy goes by them. votes: of `standing`."""
+        B, T = q.shape[:2]
+        wide = self.shape.n_heads if policy.goes_by == "weights" else 1 if self.voting is None else self.voting.n_masks
+        at_once = max(1, PAIRS_AT_ONCE // (wide * T * T))
         index = torch.arange(T, device=q.device)
         found: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for rows in (slice(first, first + at_once) for first in range(0, B, at_once)):
-            masks = self.masks(q[rows], k[rows], state)
-            logits = self.logits(q[rows], k[rows], masks)
-            felt = self._felt(q[rows], k[rows], masks, state) if policy.goes_by == "votes" else None
+            masks, weights = self.masks(q[rows], k[rows], state), None
+            felt = None
+            if policy.goes_by == "votes":
+                assert masks is not None
+                assert votes is not None
+                felt = self._felt(masks, votes[rows])
             if policy.hides:
                 seen = ~policy.hidden(None if felt is None else felt[:, :T], index, index[:, None])
-                kept, weights = torch.ones_like(seen[:, 0]), None
+                kept = torch.ones_like(seen[:, 0])
             else:
-                dropped, weights = drop_at(policy, felt, logits)
+                logits = self.logits(q[rows], k[rows], masks) if policy.goes_by == "weights" else None
+                dropped, weights = drop_at(policy, felt if logits is None else logits, len(q[rows]), T, q.device)
                 seen, kept = index[:, None] < dropped[:, None], dropped > T
-            shares = logits.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
-            values = per_head(v[rows], self.shape.n_heads).transpose(1, 2).to(shares.dtype)
-            found.append(((shares @ values).transpose(1, 2).to(v.dtype), kept, weights))
+            found.append((self.see(q[rows], k[rows], v[rows], masks, seen), kept, weights))
         heads, kept, weights = zip(*found, strict=True)
         return torch.cat(heads), torch.cat(kept), torch.cat(weights) if weights[0] is not None else None
 
-    def _felt(
+    def _felt(self, masks: Float[Tensor, "B M T T"], votes: Float[Tensor, "B M T"]) -> Float[Tensor, "B T1 T"]:
+        """F of T queries and of one further, the mean over heads."""
+        rule = self.voting
+        assert rule is not None
+        last = votes.relu() if rule.relu_after else votes
+        return mean_over_heads(torch.cat((masks, last[:, :, None].to(masks.dtype)), 2), rule)
+
+    def see(
         self,
         q: Float[Tensor, "B T HS D"],
         k: Float[Tensor, "B T KS D"],
+        v: Float[Tensor, "B T K D"],
         masks: Float[Tensor, "B M T T"] | None,
-        state: MixerState,
-    ) -> Float[Tensor, "B T1 T"]:
-        """F of T queries and of one further, the mean over heads."""
-        rule, last = self.voting, self.standing(q, k, state).votes
-        assert rule is not None
-        assert masks is not None
-        assert last is not None
-        last = last.relu() if rule.relu_after else last
-        return mean_over_heads(torch.cat((masks, last[:, :, None].to(masks.dtype)), 2), rule)
+        seen: Bool[Tensor, "B T T"],
+    ) -> Float[Tensor, "B T H D"]:
+        """`mix` where a query sees some of the keys up to itself alone. masks: of `masks`."""
+        shares = self.logits(q, k, masks).masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+        values = per_head(v, self.shape.n_heads).transpose(1, 2).to(shares.dtype)
+        return (shares @ values).transpose(1, 2).to(v.dtype)
 
     def logits(
         self,

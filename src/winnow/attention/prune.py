@@ -245,38 +245,35 @@ class Anew(Votes):
 
 
 def drop_at(
-    policy: Policy,
-    felt: Float[Tensor, "B T1 T"] | None,
-    logits: Float[Tensor, "B H T T"],
+    policy: Policy, figures: Float[Tensor, "B *H T1 T"] | None, rows: int, n: int, device: torch.device
 ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"] | None]:
-    """For each key the first query that no longer sees it, n + 1 where query n would still; and, where the policy goes
-    by them, the weights that each key has got.
+    """For each of n keys of B sequences (`rows`) the first query that no longer sees it, n + 1 where query n would
+    still; and, where the policy goes by them, the weights that each key has got.
 
-    felt: F of n + 1 queries against the n keys, where the policy goes by votes; logits: of all heads, -inf in the
-    future.
+    figures: where the policy goes by votes, F of n + 1 queries against the n keys; where it goes by weights, logits of
+    all heads (B, H, n, n), -inf in the future; else None.
     """
-    B, _, n, _ = logits.shape
-    device = logits.device
+    by_weights = policy.goes_by == "weights"
+    B = 1 if figures is None else rows  # what goes by age alone is the same in every row
     position = torch.arange(n, device=device)
     dropped = torch.full((B, n), n + 1, device=device)
     gone = torch.zeros(B, n, dtype=torch.bool, device=device)
-    weights = logits.new_zeros(B, n) if policy.goes_by == "weights" else None
-    for i in range(n) if weights is not None else range(policy.budget, n):
-        figure = None
-        if weights is not None:
-            row = logits[:, :, i].masked_fill(gone[:, None], -torch.inf)
-            weights += row.softmax(-1).sum(1)
-            figure = weights
-        elif felt is not None:
-            figure = felt[:, i + 1]
+    weights = figures.new_zeros(B, n) if by_weights and figures is not None else None
+    for i in range(0 if by_weights else policy.budget, n):
+        known, figure = i + 1, None
+        if weights is not None and figures is not None:
+            row = figures[:, :, i, :known].masked_fill(gone[:, None, :known], -torch.inf)
+            weights[:, :known] += row.softmax(-1).sum(1)
+            figure = weights[:, :known]
+        elif figures is not None:
+            figure = figures[:, i + 1, :known]
         if i < policy.budget:
             continue
-        held = (position <= i) & ~gone
-        order = policy.priority(figure, position, i).masked_fill(~held, -torch.inf)
+        order = policy.priority(figure, position[:known], i).masked_fill(gone[:, :known], -torch.inf)
         first = order.argmax(-1, keepdim=True)  # the oldest of equals
         gone.scatter_(1, first, value=True)
         dropped.scatter_(1, first, i + 1)
-    return dropped, weights
+    return dropped.expand(rows, n), weights
 
 
 def mean_over_heads(masks: Float[Tensor, "B M *rows n"], rule: Rule) -> Float[Tensor, "B *rows n"]:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import NonNegativeInt, field_validator, model_validator
 from torch import Tensor, nn
 
@@ -52,7 +52,7 @@ from winnow.attention.selective_inside import RowFigures, figures_of_batch, figu
 from winnow.attention.selective_oracle import Spelt, penalty_of_row, token_by_token
 from winnow.attention.selective_presets import expand
 from winnow.attention.selectors import HeadScores, ScoresConfig, Selector
-from winnow.attention.softmax import causal_scores, kv_bytes, softmax_attention, softmax_flops_per_token
+from winnow.attention.softmax import causal_scores, kv_bytes, seeing, softmax_attention, softmax_flops_per_token
 from winnow.errors import InputError
 from winnow.kernels.decode_cpu import Voters
 from winnow.kernels.reference import attend, forgotten, pairs, piled_up, products, protections, votes
@@ -284,6 +284,18 @@ class SelectiveAttention(Attention):
         if self.selection:
             cache.vote(*self._raw(q, cache.keys, scores))
         return heads, aux
+
+    def see(
+        self,
+        q: Float[Tensor, "B T HS D"],
+        k: Float[Tensor, "B T KS D"],
+        v: Float[Tensor, "B T K D"],
+        masks: Float[Tensor, "B M T T"] | None,
+        seen: Bool[Tensor, "B T T"],
+    ) -> Float[Tensor, "B T H D"]:
+        q, k = q[:, :, : self.shape.n_heads], k[:, :, : self.shape.n_kv_heads]
+        of_heads = masks if masks is None or masks.shape[1] == 1 else masks[:, list(self.rule.spread)]
+        return seeing(q, k, v, of_heads, seen)
 
     def logits(
         self, q: Float[Tensor, "B T HS D"], k: Float[Tensor, "B T KS D"], masks: Float[Tensor, "B M T T"] | None

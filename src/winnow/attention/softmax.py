@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,6 +58,29 @@ def causal_scores(q: Float[Tensor, "B T H D"], k: Float[Tensor, "B T K D"]) -> F
     return products(q, k).masked_fill(~visible_pairs(q.shape[1], None, q.device), -torch.inf)
 
 
+def seeing(
+    q: Float[Tensor, "B T H D"],
+    k: Float[Tensor, "B T K D"],
+    v: Float[Tensor, "B T K D"],
+    masks: Float[Tensor, "B M T T"] | None,
+    seen: Bool[Tensor, "B T T"],
+) -> Float[Tensor, "B T H D"]:
+    """softmax(q.k / sqrt(D) - masks) v over the keys up to the query that it sees. masks: of every head, or of all."""
+    seen = seen[:, None] & visible_pairs(q.shape[1], None, q.device)
+    bias = (
+        torch.where(seen, q.new_zeros(()), -torch.inf)
+        if masks is None
+        else (-masks).to(q.dtype).masked_fill(~seen, -torch.inf)
+    )
+    return F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=bias,
+        enable_gqa=q.shape[2] != k.shape[2],
+    ).transpose(1, 2)
+
+
 @final
 class SoftmaxAttention(Attention):
     """See the module's equation."""
@@ -78,6 +101,16 @@ class SoftmaxAttention(Attention):
         self, q: Float[Tensor, "B 1 H D"], cache: LayerCache, state: MixerState
     ) -> tuple[Float[Tensor, "B 1 H D"], Mapping[str, Tensor]]:
         return cache.attend(q), {}
+
+    def see(
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B T K D"],
+        v: Float[Tensor, "B T K D"],
+        masks: Float[Tensor, "B M T T"] | None,
+        seen: Bool[Tensor, "B T T"],
+    ) -> Float[Tensor, "B T H D"]:
+        return seeing(q, k, v, None, seen)
 
     def logits(
         self, q: Float[Tensor, "B T H D"], k: Float[Tensor, "B T K D"], masks: Float[Tensor, "B M T T"] | None
