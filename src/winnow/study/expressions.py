@@ -16,7 +16,7 @@ import ast
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from winnow.errors import InputError
 
@@ -155,11 +155,11 @@ class Expression:
     def _compare(self, node: ast.Compare, value_of: Callable[[str], Any]) -> bool:
         left = self._value(node.left, value_of)
         for sign, side in zip(node.ops, node.comparators, strict=True):
-            right = self._value(side, value_of)
+            right: Any = self._value(side, value_of)
             if isinstance(sign, ast.In | ast.NotIn):
                 if not isinstance(right, list | tuple) and not (isinstance(right, str) and isinstance(left, str)):
                     self._fail(f"{right!r} is no list to look for {left!r} in", self._place(side))
-                found = (left in right) == isinstance(sign, ast.In)
+                found = (left in cast(Any, right)) == isinstance(sign, ast.In)
             elif isinstance(sign, ast.Eq | ast.NotEq):
                 found = (left == right) == isinstance(sign, ast.Eq)
             else:
