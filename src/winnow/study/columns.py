@@ -106,10 +106,10 @@ class Rows:
         runs = self.comparison.runs.get(arm, {})
         return {seed: record for seed, record in sorted(runs.items()) if record.status == "finished"}
 
-    def place(self, arm: str, axis: str) -> str | None:
+    def place(self, arm: str, axis: str) -> Value:
         """Where the arm stands on an axis."""
         grid = self.comparison.study.grid
-        return None if grid is None else grid.label(arm, axis)
+        return None if grid is None else grid.value(arm, axis)
 
     def _measured(self, arm: str, record: RunRecord, seed: int, metric: str) -> Value:
         observed = self.comparison.observations.get(metric)
@@ -128,13 +128,20 @@ def find_columns(asked: Sequence[str], known: Mapping[str, Source]) -> list[Colu
         name, stat = _parsed(text)
         named = [name] if name in known else [each for each in known if _matches(each, name, known)]
         if not named:
-            raise InputError(f"no column is called {name!r}", mend=nearest(name, known))
+            raise InputError(f"no column is called {name!r}", mend=_mend(name, known))
         for each in named:
             if stat != "mean" and known[each] not in ("metric", "fact", "derived"):
                 raise InputError(f"{each!r} has no {stat}", mend="metrics and facts have")
             column = Column(each, stat, known[each], each if stat == "mean" else f"{each} ({stat})")
             found.setdefault(column.key, column)
     return list(found.values())
+
+
+def _mend(name: str, known: Mapping[str, Source]) -> str:
+    """The nearest name, and all but the settings, of which there are many."""
+    hint, _, _ = nearest(name, known).partition("permitted: ")
+    listed = ", ".join(sorted(each for each, source in known.items() if source != "setting"))
+    return f"{hint}permitted: {listed}, and settings such as train.lr"
 
 
 def _matches(name: str, pattern: str, known: Mapping[str, Source]) -> bool:

@@ -22,6 +22,8 @@ from winnow.errors import InputError
 
 LONGEST: Final = 1000
 """Characters of a condition: what is longer is no condition, and might be nested too deeply to read."""
+DEEPEST: Final = 40
+"""Conditions inside conditions."""
 PERMITTED: Final = "comparisons, and, or, not, in, len(), + - * / // %, names, numbers, texts and lists"
 
 _TRUTHS: Final = {"true": True, "false": False}
@@ -82,34 +84,37 @@ class Expression:
         """Raise InputError with a caret at a place in the text."""
         self._fail(message, place, mend)
 
-    def _check(self, node: ast.expr) -> None:
+    def _check(self, node: ast.expr, depth: int = 0) -> None:
+        if depth > DEEPEST:
+            self._fail("this is nested too deeply", self._place(node))
+        for inner in self._permitted(node):
+            self._check(inner, depth + 1)
+
+    def _permitted(self, node: ast.expr) -> list[ast.expr]:
+        """What stands inside a node that is permitted itself."""
         match node:
             case ast.BoolOp():
-                self._check_all(node.values)
+                return node.values
             case ast.UnaryOp(op=ast.Not() | ast.USub()):
-                self._check(node.operand)
+                return [node.operand]
             case ast.BinOp() if type(node.op) in _SUMS:
-                self._check_all([node.left, node.right])
+                return [node.left, node.right]
             case ast.Compare() if all(isinstance(sign, _COMPARISONS) for sign in node.ops):
-                self._check_all([node.left, *node.comparators])
+                return [node.left, *node.comparators]
             case ast.Call(func=ast.Name(id="len"), args=[inner], keywords=[]):
-                self._check(inner)
+                return [inner]
             case ast.List() | ast.Tuple():
-                self._check_all(node.elts)
+                return node.elts
             case ast.Constant() if isinstance(node.value, str | int | float):
-                pass
+                return []
             case ast.Name():
-                pass
+                return []
+            case ast.Attribute(value=ast.Name() | ast.Attribute()):
+                return [node.value]
             case ast.Attribute():
-                self._check(node.value)
-                if not isinstance(node.value, ast.Name | ast.Attribute):
-                    self._fail("only a name has a part after a dot", self._place(node))
+                self._fail("only a name has a part after a dot", self._place(node))
             case _:
                 self._fail("this is not permitted", self._place(node))
-
-    def _check_all(self, nodes: list[ast.expr]) -> None:
-        for node in nodes:
-            self._check(node)
 
     def _names(self, node: ast.AST) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Name | ast.Attribute):

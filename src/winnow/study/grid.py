@@ -57,6 +57,14 @@ class Grid:
         place = next(place for place, known in enumerate(self.axes) if known.name == axis)
         return self.points[arm][place] if arm in self.points else None
 
+    def value(self, arm: str, axis: str) -> str | float | None:
+        """The value of an axis in an arm, as a table shows it: its label where it is no text and no number."""
+        known, label = self.axis(axis), self.label(arm, axis)
+        if known is None or label is None:
+            return None
+        value = known.values[known.labels.index(label)]
+        return value if isinstance(value, str | int | float) and not isinstance(value, bool) else label
+
     def lines(self, axis: str) -> Iterator[tuple[str, ...]]:
         """Arms that differ in this axis alone, where there are at least two."""
         place = next(place for place, known in enumerate(self.axes) if known.name == axis)
