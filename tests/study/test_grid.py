@@ -97,9 +97,10 @@ def test_names_are_the_values_that_vary(text: str, names: list[str]):
 
 
 def test_axes_are_told_apart_by_as_much_of_their_key_as_it_takes():
-    study = grid('model.norm.kind = ["a", "b"]\nmodel.attention.kind = ["a", "b"]\ntrain.kind.n = [1]\nmodel.n = [2]')
+    kinds = 'model.norm.kind = ["a", "b"]\nmodel.attention.kind = ["a", "b"]\n'
+    study = grid(f"{kinds}train.kind.k = [1]\nmodel.k = [2]\ntask.n = [1]")
     assert study.grid is not None
-    assert [axis.name for axis in study.grid.axes] == ["norm", "attention", "model.n", "kind.n"]
+    assert [axis.name for axis in study.grid.axes] == ["norm", "attention", "model.k", "kind.k", "task.n"]
 
 
 def test_a_filter_reads_settings_that_are_no_axes():
@@ -125,6 +126,7 @@ LETTERS = 'model.letters = ["QK", "QV", "KV"]'
 WRONG = [
     ("attn.T = {", "'T.x' = {", 9, r'grid."T\.x"', "cannot name an axis", ""),
     ('attn.T = {', 'attn."elu+1" = {', 9, 'grid.attn."elu.1"', "not permitted", "letters"),
+    ("attn.T = {", "seed.T = {", 9, "grid.seed", "cannot name an axis", "none of arm, seed"),
     (LETTERS, 'model.letters = "QK"', 10, "grid.model.letters", "one value", "base.model.letters"),
     (LETTERS, "model.letters = []", 10, "grid.model.letters", "leaves no arm", ""),
     (LETTERS, "model.letters = ['a', 'a']", 10, "grid.model.letters.1", "given twice", "drop"),
@@ -144,7 +146,7 @@ WRONG = [
     ("{attn}_QK better", "{atn}_QK better", 14, 'claims."{attn}-qk"', "different axes", ""),
     ("h1_{letters} better-than T_{letters}", "{x} better-than plain", 16, 'claims."{letters}"', "different axes", ""),
     ('"{attn}-qk" = "{attn}_QK', '"{atn}-qk" = "{atn}_QK', 14, 'claims."{atn}-qk"', "different axes", ""),
-    ("better-than {attn}_QV", "better-than h1_QV", 14, "claims.h1-qk", "compared with itself", ""),
+    ("better-than {attn}_QV", "better-than {attn}_QK", 14, "claims.h1-qk", "compared with itself", ""),
     ("better-than {attn}_QV", "better-than {attn}_QX", 14, "claims.h1-qk", "an arm 'h1_QX' that is not given", ""),
     ("worse-than plain", "worse-than T_KV", 15, 'claims."{attn}-{letters}"', "the filter drops every", ""),
     ('"{letters}" = "h1_{letters}', '"T-qk" = "h1_QK', 14, "claims", "two claims are called 'T-qk'", ""),

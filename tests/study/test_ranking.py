@@ -85,7 +85,7 @@ def test_letters_of_a_study(tmp_path: Path):
     assert all(EFFECTS.get(one, 0) < EFFECTS.get(other, 0) for one, other in found.different), "the better one first"
     assert found.letters == {"three": "a", "four": "a", "one": "b", "two": "b"}
     assert "4 of 6 pairs do (Holm at 0.05, paired by seed, read at 8 seeds)" in found.text
-    assert "| letters |" in table(compare(study, store), "markdown", found)
+    assert "| letter |" in table(compare(study, store), "markdown", found)
 
 
 def test_higher_may_be_better(tmp_path: Path):
@@ -98,7 +98,7 @@ def test_a_part_of_a_grid_draws_no_ranking(tmp_path: Path):
     run_all(study, store, 5)
     found = ranking(compare(study, store))
     assert (found.letters, found.text) == ({}, "No ranking: 20 of 32 runs are recorded.")
-    assert "letters" not in table(compare(study, store), "markdown", found)
+    assert "letter" not in table(compare(study, store), "markdown", found)
 
 
 def test_what_was_not_written_has_no_place(tmp_path: Path):

@@ -17,7 +17,10 @@ from winnow.study.locate import KeyLines, KeyPath, dotted
 LONGEST_LABEL: Final = 40
 NOT_AXES: Final = ("filter", "changes")
 """Keys of a grid that are no axes."""
+TAKEN: Final = ("arm", "seed", "run", "status", "n", "lost", "letter")
+"""What tables call the columns of a row itself: no axis is called so."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_WORDS: Final = ("and", "or", "not", "in", "is", "if", "else", "for", "lambda", "len", "true", "false")
 _LABEL = re.compile(r"[A-Za-z0-9._-]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
 _KINDS: Final = ("kind", "preset")
@@ -64,7 +67,7 @@ def read_axes(table: Mapping[str, Any], lines: KeyLines, sections: Sequence[str]
         else:
             found.append(_own_axis(key, value, lines, sections))
     own = [axis.name for axis in found if isinstance(axis, Axis)]
-    names = _short_names([path for path, _ in settings], own)
+    names = _short_names([path for path, _ in settings], [*own, *TAKEN])
     by_path = {path: _setting_axis(names[path], path, values, lines) for path, values in settings}
     return tuple(axis if isinstance(axis, Axis) else by_path[axis] for axis in found)
 
@@ -108,8 +111,9 @@ def _setting_axis(name: str, path: KeyPath, values: list[Any], lines: KeyLines) 
 
 def _own_axis(name: str, value: Any, lines: KeyLines, sections: Sequence[str] | None) -> Axis:
     path = ("grid", name)
-    if _IDENTIFIER.fullmatch(name) is None or name in ("and", "or", "not", "in", "len", "true", "false"):
-        raise lines.error(f"{name!r} cannot name an axis", path, "use letters, digits and '_', as for a variable")
+    if _IDENTIFIER.fullmatch(name) is None or name in _WORDS or name in TAKEN:
+        mend = f"use letters, digits and '_', as for a variable, and none of {', '.join(TAKEN)}"
+        raise lines.error(f"{name!r} cannot name an axis", path, mend)
     if not isinstance(value, dict):
         mend = nearest(name, [*(sections or ()), *NOT_AXES])
         raise lines.error(f"unknown key {name!r}", path, f"{mend}; an axis of your own is a table of labels")

@@ -1,6 +1,6 @@
 """What the columns of a table of runs are called, and what each says of a run or of an arm. Needs no torch.
 
-    arm, seed, run, status, n, lost, letters    the arm or run itself; n: runs that count; lost: the others
+    arm, seed, run, status, n, lost, letter     the arm or run itself; n: runs that count; lost: the others
     AXIS                                        where an arm stands on an axis of the grid, by its name
     METRIC                                      any recorded metric; the endpoint at its declared step
     FACT                                        parameters, tokens, seconds ... as the runs recorded them
@@ -21,13 +21,12 @@ from typing import Any, Final, Literal
 
 from winnow.errors import InputError, nearest
 from winnow.records.run import RunRecord
+from winnow.study.axes import TAKEN
 from winnow.study.compare import Comparison
 from winnow.study.noise import moments
 
 Stat = Literal["mean", "min", "max", "sd", "n"]
 STATS: Final[tuple[Stat, ...]] = ("mean", "min", "max", "sd", "n")
-OWN: Final = ("arm", "seed", "run", "status", "n", "lost", "letters")
-"""Columns of a row itself, which have no statistics."""
 DERIVED: Final = ("minutes", "throughput", "samples/s")
 Value = float | int | str | None
 Source = Literal["own", "axis", "metric", "derived", "fact", "setting"]
@@ -61,7 +60,7 @@ class Rows:
         study = self.comparison.study
         records = [record for runs in self.comparison.runs.values() for record in runs.values()]
         facts = [record.facts for record in records] or [arm.facts for arm in self.comparison.plan.arms.values()]
-        found: dict[str, Source] = dict.fromkeys(OWN, "own")
+        found: dict[str, Source] = dict.fromkeys(TAKEN, "own")
         sources: list[tuple[Source, Iterable[str]]] = [
             ("axis", [axis.name for axis in study.grid.axes] if study.grid is not None else ()),
             ("metric", (study.endpoint.metric, *_ordered({name for record in records for name in record.final}))),
@@ -79,7 +78,7 @@ class Rows:
         match column.source:
             case "own":
                 own = {"arm": arm, "seed": seed, "run": record.digest, "status": record.status}
-                return own.get(column.name, self.letters.get(arm) if column.name == "letters" else None)
+                return own.get(column.name, self.letters.get(arm) if column.name == "letter" else None)
             case "axis":
                 return self.place(arm, column.name)
             case "metric":

@@ -91,7 +91,7 @@ class RunTable:
 
 def run_table(comparison: Comparison, layout: Layout) -> RunTable:
     """The table that is asked for. Raises InputError with the option for a column that nothing knows."""
-    order = ranking(comparison) if layout.rank or "letters" in (*layout.columns, *layout.add) else None
+    order = ranking(comparison) if layout.rank or "letter" in (*layout.columns, *layout.add) else None
     source = Rows(comparison, {} if order is None else order.letters)
     known = source.names()
     columns = _columns(source, layout, known)
@@ -114,7 +114,7 @@ def _columns(source: Rows, layout: Layout, known: Mapping[str, Source]) -> list[
     usual = [name for name in _usual(source, layout) if name in known or ":" in name]
     found = _found("--columns", layout.columns or usual, known)
     if layout.rank and layout.columns:
-        found += [column for column in _found("--rank", ["letters"], known) if column not in found]
+        found += [column for column in _found("--rank", ["letter"], known) if column not in found]
     found += [column for column in _found("--add", layout.add, known) if column not in found]
     for name in layout.exclude:
         gone = _found("--exclude", [name], known)
@@ -139,7 +139,7 @@ def _columns(source: Rows, layout: Layout, known: Mapping[str, Source]) -> list[
 def _usual(source: Rows, layout: Layout) -> list[str]:
     study = source.comparison.study
     axes = [axis.name for axis in study.grid.axes if len(axis.labels) > 1] if study.grid is not None else []
-    letters = ["letters"] if layout.rank else []
+    letters = ["letter"] if layout.rank else []
     if layout.runs:
         return ["arm", *axes, "seed", "status", study.endpoint.metric, *letters, *_AROUND]
     return ["arm", *axes, "n", "lost", study.endpoint.metric, f"{study.endpoint.metric}:sd", *letters, *_AROUND]
@@ -183,7 +183,7 @@ def _of_arm(source: Rows, arm: str, column: Column) -> Value:
             "arm": arm,
             "n": len(counted),
             "lost": ", ".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost)) or None,
-            "letters": source.letters.get(arm),
+            "letter": source.letters.get(arm),
         }
         if column.name not in own:
             raise InputError(f"an arm has no {column.name!r}", key="--columns", mend="give --runs for a row a run")

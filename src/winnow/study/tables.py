@@ -170,7 +170,7 @@ def text_columns(
     names = [name for head, name in heads.items() if head in _HEADS]
     if order is not None and order.letters:
         place = [*heads].index("sd" if "sd" in heads else "mean") + 1
-        names.insert(place, "letters")
+        names.insert(place, "letter")
         for row, line in zip(found, cells, strict=True):
             line.insert(place, order.letters.get(row.arm, ""))
     return names, cells
