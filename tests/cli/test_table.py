@@ -49,7 +49,7 @@ def test_a_table_as_it_is_asked_for(winnow, file: Path):
 def test_letters_are_said_under_the_table_or_beside_it(winnow, file: Path):
     plain = winnow("table", file)
     assert "| letter |" in plain.out
-    assert "Arms that share a letter are not shown to differ in val/ce: 0 of 6 pairs do" in plain.out
+    assert "Arms that share a letter are not shown to differ in val/ce; 0 of 6 pairs do differ" in plain.out
     ranked = winnow("table", file, "--rank", "-f", "csv")
     assert ranked.out.splitlines()[0].split(",")[6] == "letter"
     assert "0 of 6 pairs" in ranked.err

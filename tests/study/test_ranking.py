@@ -84,7 +84,7 @@ def test_letters_of_a_study(tmp_path: Path):
     }
     assert all(EFFECTS.get(one, 0) < EFFECTS.get(other, 0) for one, other in found.different), "the better one first"
     assert found.letters == {"three": "a", "four": "a", "one": "b", "two": "b"}
-    assert "4 of 6 pairs do (Holm at 0.05, paired by seed, read at 8 seeds)" in found.text
+    assert "4 of 6 pairs do differ (Holm at 0.05, paired by seed, read at 8 seeds)" in found.text
     assert "| letter |" in table(compare(study, store), "markdown", found)
 
 

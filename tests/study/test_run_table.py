@@ -171,7 +171,7 @@ def test_every_form(tmp_path: Path):
     assert data["ranking"]["why_not"] == "10 of 15 runs are recorded"
     assert data["rows"][0]["val/sample_error"] == pytest.approx(statistics.mean(ERRORS["dpfp"]))
     escaped = run_table(found(tmp_path), Layout(columns=["arm"], rename={"arm": "<i>&"}))
-    assert "<th>&lt;i&gt;&amp;</th>" in escaped.text("html")
+    assert '<th style="text-align: left">&lt;i&gt;&amp;</th>' in escaped.text("html")
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,10 @@ def _not_comparable(study: Study, plan: Plan) -> Iterator[AuditFinding]:
 
 def _collisions(study: Study, stored: Plan | None) -> Iterator[AuditFinding]:
     for kind, names in (("arms", list(study.arms)), ("claims", [claim.id for claim in study.claims])):
-        for one, other in combinations(names, 2):
-            if one.casefold() == other.casefold():
+        seen: dict[str, str] = {}
+        for other in names:
+            one = seen.setdefault(other.casefold(), other)
+            if one != other:
                 message = f"{kind[:-1]} names {one!r} and {other!r} differ in case only"
                 yield _found(study, "name-collision", "invalid", message, (kind, other), "rename one", refused=True)
     if stored is None or stored.file is None or study.file is None:

@@ -2,9 +2,10 @@
 
 Every pair of arms is tested on the endpoint with the study's own noise model, guard and declared looks
 (`sequential`, `intervals`). Holm over all pairs: with m of them a pair differs once its interval, at two-sided level
-alpha / (m - differing so far), leaves out 0; the first crossing counts. (Equality of two means is the hypothesis, so
-one family does; claims, which are supported and refuted at different margins, have two.) The chance of any false
-difference is at most alpha. Letters are always corrected, whatever the rule of the claims.
+alpha / (m - differing so far), leaves out 0; the first crossing counts. Equality of two means is the hypothesis, so
+one family does; claims, which are supported and refuted at different margins, have two. The chance of any false
+difference is at most alpha. Letters are always corrected, whatever the rule of the claims. Of independent samples the
+noise is pooled over the study's arms; the ledger has no say.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Ranking:
         read = f"read at {', '.join(map(str, self.looks))} seeds" if self.looks else "read after every seed"
         design = "paired by seed" if self.paired else "independent samples"
         said = f"Arms that share a letter are not shown to differ in {self.metric}"
-        said += f": {len(self.different)} of {self.pairs} pairs do (Holm at {self.alpha:.2g}, {design}, {read})."
+        said += f"; {len(self.different)} of {self.pairs} pairs do differ (Holm at {self.alpha:.2g}, {design}, {read})."
         left_out = "; ".join(f"{arm}: {why}" for arm, why in (self.left_out or {}).items())
         return f"{said} Not compared: {left_out}." if left_out else said
 

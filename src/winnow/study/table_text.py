@@ -89,7 +89,8 @@ def html_table(heads: Sequence[str], cells: Sequence[Sequence[str]], caption: st
 
 
 def _html_line(tag: str, line: Sequence[str], right: Sequence[bool]) -> str:
-    styles = (' style="text-align: right"' if to_right else "" for to_right in right)
+    plain = ' style="text-align: left"' if tag == "th" else ""
+    styles = (' style="text-align: right"' if to_right else plain for to_right in right)
     cells = (f"<{tag}{style}>{html.escape(cell)}</{tag}>" for cell, style in zip(line, styles, strict=True))
     return f"<tr>{''.join(cells)}</tr>"
 
