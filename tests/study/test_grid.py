@@ -48,6 +48,11 @@ def test_the_product_less_what_the_filter_drops():
     assert study.grid.sizes() == "2 attn x 3 letters = 6 combinations"
     assert list(study.grid.lines("attn")) == [("h1_QK", "T_QK"), ("h1_QV", "T_QV")]
     assert study.grid.label("plain", "attn") is None
+    assert study.grid.plain() == {
+        "axes": {"attn": ["h1", "T"], "letters": ["QK", "QV", "KV"]},
+        "arms": {arm: arm.split("_") for arm in study.arms if arm != "plain"},
+        "dropped": ["T_KV"],
+    }
 
 
 def test_a_claim_for_each_value_that_is_left():
