@@ -76,7 +76,8 @@ class Grid:
     def sizes(self) -> str:
         """For example "4 attn x 4 qkv = 16 combinations"."""
         product = " x ".join(f"{len(axis.labels)} {axis.name}" for axis in self.axes)
-        return f"{product} = {math.prod(len(axis.labels) for axis in self.axes)} combinations"
+        size = math.prod(len(axis.labels) for axis in self.axes)
+        return f"{product} = {size} combination{'' if size == 1 else 's'}"
 
     def plain(self) -> dict[str, Any]:
         """As JSON data."""
