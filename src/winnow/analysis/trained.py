@@ -18,6 +18,7 @@ from winnow.records.store import RunStore
 from winnow.tasks.base import Task
 from winnow.train.checkpoint import load_newest, weights_digest
 from winnow.train.config import RunConfig
+from winnow.train.evaluate import held_out
 from winnow.train.loop import build_model, build_task
 from winnow.train.losses import tensors_of
 
@@ -73,7 +74,7 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
 def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -> list[Heads]:
     """q, k, v of every attention layer at the run's final weights, fp32.
 
-    On the first `rows` windows of `length` tokens of the validation text, each read as one document. Raises InputError
+    On the first `length` tokens of the first `rows` rows of its validation set, each read as one document. Raises InputError
     as `read_trained`, or where the run has a shorter context.
     """
     trained = read_trained(store, digest, key="--inputs")
@@ -88,9 +89,12 @@ def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -
     for path, module in trained.model.named_modules():
         if isinstance(module, Attention):
             module.register_forward_pre_hook(partial(_look, path, found))
-    batch = next(trained.task.validation(rows * context).batches(rows))
+    tokens = next(held_out(trained.task, trained.config.evaluation).batches(rows)).tokens
+    if tokens.shape[1] < length:
+        what, mend = f"the validation rows of run {digest} have {tokens.shape[1]} tokens", f"up to {tokens.shape[1]}"
+        raise InputError(what, key="--inputs", mend=f"ask for lengths {mend}")
     with torch.no_grad():
-        trained.model(batch.tokens[:, :length])
+        trained.model(tokens[:, :length])
     return found
 
 

@@ -36,6 +36,9 @@ def at_start(loop: Loop) -> tuple[list[Finding], dict[str, Spread]]:
     if loop.config.init_from is None:
         grafted = () if report is None else report.fresh
         found += initial_values(values, parameter_table(loop.model), skip=grafted)
+    rows = loop.task.batch(loop.seed, loop.data_step, range(1), loop.config.rows), next(loop.validation.batches(1))
+    visible = health.visible_answer(rows)
+    found += [] if visible is None else [visible]
     return [*found, *loop.start.findings(), *_computed(loop, {}, start=True)], initial_spread(values)
 
 
