@@ -74,8 +74,8 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
 def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -> list[Heads]:
     """q, k, v of every attention layer at the run's final weights, fp32.
 
-    On the first `length` tokens of the first `rows` rows of its validation set, each read as one document. Raises InputError
-    as `read_trained`, or where the run has a shorter context.
+    On the first `length` tokens of the first `rows` rows of its validation set, each read as one document. Raises
+    InputError as `read_trained`, or where the run has a shorter context or shorter rows.
     """
     trained = read_trained(store, digest, key="--inputs")
     context = trained.config.task.context

@@ -123,10 +123,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total, choice
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if torch.is_grad_enabled():
             raise NotImplementedError("the fused readout has no second derivative: use Model.logits and cross_entropy")
         grad = grads[0]
+        assert grad is not None
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -111,11 +111,10 @@ class ProgramGrammar(Grammar):
     alphabet: int
     weights: tuple[int, int, int]
 
-    @cached_property
+    @property
     def longest(self) -> int:
         """Bytes of the longest text."""
-        (low, most), (fewest, steps) = self.n_items, self.n_operations
-        return int(max(n + max(_rest(n, steps, self.weights)[fewest:]) for n in range(low, most + 1)))
+        return _longest(self.n_items, self.n_operations, self.weights)
 
     @property
     def words(self) -> int:
@@ -142,24 +141,29 @@ class ProgramGrammar(Grammar):
         exchange, remove, insert = self.weights
         n, swaps = lists.n, here
         i = pick(words[1], n)
+        j = pick(words[2], np.maximum(n - 1, 1))
+        j += j >= i
         if remove:
             two = n > 1
             weights = (exchange * two, remove * two, insert * (n < lists.sizes))
             drawn = pick(words[0], sum(weights))
             swaps = here & (drawn < weights[0])
-            takes = here & (drawn >= weights[0]) & (drawn < weights[0] + weights[1])
+            takes = here & ~swaps & (drawn < weights[0] + weights[1])
             puts = here & ~swaps & ~takes
             i = np.where(puts, pick(words[1], n + 1), i)
             writer.byte(takes * np.uint8(ord("-")) + puts * np.uint8(ord("+")))
-        j = pick(words[2], np.maximum(n - 1, 1))
-        j += j >= i
-        lists.exchange(i, np.where(swaps, j, i))
-        if remove:
             lists.remove(np.flatnonzero(takes), i[takes])
             lists.insert(np.flatnonzero(puts), i[puts])
+        lists.exchange(i, np.where(swaps, j, i))
         writer.number(i + 1, here)
         writer.byte(swaps * np.uint8(ord(">")))
         writer.number(j + 1, swaps)
+
+
+@cache
+def _longest(n_items: tuple[int, int], n_operations: tuple[int, int], weights: tuple[int, int, int]) -> int:
+    (low, most), (fewest, steps) = n_items, n_operations
+    return int(max(n + max(_rest(n, steps, weights)[fewest:]) for n in range(low, most + 1)))
 
 
 def _rest(n: int, steps: int, weights: tuple[int, int, int]) -> list[float]:

@@ -234,7 +234,7 @@ class QuestionSet(Validation):
     digest: str
     """SHA-256 of the texts, one a line."""
     batch_means: int | None = None
-    n_bytes: None = None
+    n_bytes: int | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -111,10 +111,15 @@ def joined(parts: list[Texts]) -> Texts:
 class Grammar(ABC):
     """A distribution of texts."""
 
-    longest: int
-    """Bytes of the longest text."""
-    words: int
-    """Random words that a text takes."""
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Bytes of the longest text."""
+
+    @property
+    @abstractmethod
+    def words(self) -> int:
+        """Random words that a text takes."""
 
     @property
     def width(self) -> int:

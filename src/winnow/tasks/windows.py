@@ -30,7 +30,7 @@ class Windows(Validation):
     None: the task does not know its tokenizer's bytes."""
     digest: str
     """SHA-256 of those bytes, the same for every tokenizer (of the ids where the bytes are not known)."""
-    batch_means: None = None
+    batch_means: int | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -39,7 +39,7 @@ class Losses(NamedTuple):
     """Summed cross entropy, nats, fp32."""
     penalty: Float[Tensor, ""] | None
     """Sum over layers of what their mechanisms add to the loss, a mean over rows, fp32; None: no mechanism does."""
-    wrong: Int[Tensor, "3"] | None = None
+    wrong: Int[Tensor, 3] | None = None
     """Wrong positions, wrong positions of answers, rows with a wrong position; None: not asked for."""
 
 
