@@ -25,7 +25,14 @@ from winnow.study.compare import Comparison
 from winnow.study.observations import Observations
 from winnow.study.verdict import Verdict
 
-UNITS = {"val/ce": "nats per token", "val/bpb": "bits per byte", "val/ppl": "per token"}
+UNITS = {
+    "val/ce": "nats per token",
+    "val/bpb": "bits per byte",
+    "val/ppl": "per token",
+    "val/error": "% of positions",
+    "val/mask_error": "% of positions of answers",
+    "val/sample_error": "% of texts",
+}
 _CURVES, _DIFFERENCES = 3, 2
 """Revisions of the two kinds of picture: raised when the same numbers are drawn in another way."""
 

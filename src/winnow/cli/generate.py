@@ -171,7 +171,8 @@ def _encoded(trained: Trained, texts: list[str]) -> tuple[list[list[int]], int]:
     """Ids of every prompt, after an end of document; and that one's id."""
     tokenizer = trained.task.tokenizer
     if tokenizer is None:
-        raise InputError("the run's tokens are no text", key="RUN")
+        mend = "give a run of a `corpus` task whose tokenizer is known"
+        raise InputError("the run was not trained on text that goes on", key="RUN", mend=mend)
     ids = [tokenizer.encode([text.encode()]).tolist() for text in texts]
     return ids, int(tokenizer.encode([b""])[0])
 
