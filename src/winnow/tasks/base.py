@@ -169,7 +169,8 @@ class TaskConfig(Variant):
     metrics: ClassVar[dict[str, Literal["lower", "higher"]]] = {}
     """Metrics on which a claim may be decided, and which way is better."""
     next_token: ClassVar[bool] = True
-    """Whether a target is the token after its position, so that a model that sees later positions reads the answer."""
+    """Whether targets are later tokens of the input, which a model must not see. False: targets are apart from it, and
+    models that see all of the input may be trained."""
 
     context: PositiveInt
     """Tokens per row that the model reads at once."""

@@ -244,6 +244,7 @@ class RunConfig(Config):
         except InputError as error:
             key = f"graft.{error.key}" if error.key else "graft"
             raise InputError(error.message, key=key, mend=error.mend) from error
+        self._check_model()
         if self.first_step >= self.train.steps:
             raise InputError(
                 f"the parent's step {self.first_step} is where this run ends",
@@ -251,6 +252,20 @@ class RunConfig(Config):
                 mend=f"ask for more than {self.first_step}: a resumed run counts the parent's steps too",
             )
         return self
+
+    def _check_model(self) -> None:
+        """Refuse what the kind of model cannot do, before anything runs."""
+        model = self.grown
+        if self.task.next_token and not model.causal:
+            raise InputError(
+                f"a model of kind {model.kind!r} sees later positions, and task {self.task.kind!r} asks for the next "
+                "token: it would read its targets",
+                key="model.kind",
+                mend="use a causal model, or a task whose targets are no later tokens of the input",
+            )
+        if not model.decodes and any(not part.policy.needs_votes for part in self.evaluation.prune):
+            what = f"a model of kind {model.kind!r} has no cache of keys to prune"
+            raise InputError(what, key="evaluation.prune", mend="drop it, or prune by votes, which says nothing of it")
 
     @property
     def grown(self) -> ModelConfig:

@@ -15,7 +15,7 @@
 | slice-barely-moves | a slice moved far less than others of its role | notice | slices |
 | non-finite | a loss or gradient is NaN or infinite; the run becomes `diverged` | warning | here |
 | loss-divergence | the smoothed loss is far above its start; the run becomes `diverged` | warning | here |
-| first-loss | step-0 loss is below ln(vocab) (invalid) or far above it (warning) | both | here |
+| first-loss | step-0 loss is below ln(vocab) (invalid; next token only) or far above it (warning) | both | here |
 | visible-answer | a token of an answer stands in what the model reads | invalid | here |
 | start-exploded | a parent's weights start far worse than they were, or than knowing nothing | warning | here |
 | dead-by-construction | a graft starts slices that no gradient can reach | invalid | here |
@@ -143,11 +143,14 @@ def loss_divergence(step: int, smooth: float, first: float, vocab_size: int) -> 
     )
 
 
-def first_loss(cross_entropy: float, vocab_size: int) -> Finding | None:
-    """Step-0 validation cross entropy (nats per token) against that of a model that knows nothing."""
+def first_loss(cross_entropy: float, vocab_size: int, *, next_token: bool = True) -> Finding | None:
+    """Step-0 validation cross entropy (nats per token) against that of a model that knows nothing.
+
+    next_token: whether targets are later tokens; where they stand in the input, a lower loss is no knowledge of them.
+    """
     expected = math.log(vocab_size)
     distance = cross_entropy - expected
-    if abs(distance) <= FIRST_LOSS_NATS:
+    if abs(distance) <= FIRST_LOSS_NATS or (distance < 0 and not next_token):
         return None
     below = distance < 0
     return Finding(

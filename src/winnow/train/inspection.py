@@ -82,7 +82,8 @@ def _dead(
     first, steps = loop.position.step, config.train.steps
     rate = learning_rate(min(max(first, config.train.warmup), steps - 1), config.train)
     found = slices.dead_parameters(final, initial, table, unseen, rate=rate, absorbed=lost)
-    if not found or (config.init_from is None and not config.graft):
+    fresh = config.init_from is None and not config.graft
+    if not found or fresh or not isinstance(config.grown, GPTConfig):
         return found
     cells = layout(config.grown, loop.task.vocab_size, config.task.context)
     # What has no effect need not wake, and nothing is lost by that.

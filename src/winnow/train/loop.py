@@ -294,10 +294,7 @@ class Loop:
     def judge_first_loss(self, cross_entropy: float, parent_loss: float | None) -> Finding | None:
         """What is wrong with the validation loss before the first update, nats per token; see `Start.parent_loss`."""
         if self.config.init_from is None:
-            found = health.first_loss(cross_entropy, self.task.vocab_size)
-            # Questions stand in the input, and a fresh model with a tied readout may well repeat them.
-            known = found is not None and found.severity == "invalid" and not self.config.task.next_token
-            return None if known else found
+            return health.first_loss(cross_entropy, self.task.vocab_size, next_token=self.config.task.next_token)
         graft = None if self.grafted is None else self.grafted.ce_change
         return health.start_exploded(cross_entropy, self.task.vocab_size, parent=parent_loss, graft=graft)
 

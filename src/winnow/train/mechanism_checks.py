@@ -66,7 +66,8 @@ def mechanism_findings(model: Model, validation: Validation, device: torch.devic
     with evaluating(model):
         places = reached(model, tokens)
         found = list(_against_definitions(places, start=start))
-        found += _future(model, tokens)
+        if model.causal:
+            found += _future(model, tokens)
         found += _unselective(model, places, validation, device, start=start)
     return found
 
