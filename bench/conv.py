@@ -9,9 +9,9 @@ QK); 64 samples an update: five letters, one to three exchanges, the result; 15 
     winnow   `Loop.update` as every run does it, its health watch included
 
 Winnow gives every run one thread and runs as many as there are cores; so two runs of one thread each stand against a
-plain loop of two threads, and one run against a plain loop of one thread. Both take turns in every round, and the median
-of the rounds' ratios is reported; with one thread of CPU time, which a busy machine disturbs least. Before anything is
-timed, both models get the same weights and must give the same loss and gradients.
+plain loop of two threads, and one run against a plain loop of one thread. Both take turns in every round, and the
+median of the rounds' ratios is reported; with one thread of CPU time, which a busy machine disturbs least. Before
+anything is timed, both models get the same weights and must give the same loss and gradients.
 
 Samples come from a small sampler of this file. It draws all texts of a length at once.
 """
@@ -39,7 +39,7 @@ from torch.nn import functional
 from winnow.config import stream
 from winnow.kernels.convolution import convolution
 from winnow.kernels.readout import linear_cross_entropy
-from winnow.models import Model, ModelConfig
+from winnow.models import ModelConfig
 from winnow.parameters import initialise
 from winnow.tasks import Batch, Task, TaskConfig, Validation
 from winnow.train.config import RunConfig
@@ -223,7 +223,9 @@ def check_equal() -> None:
     for name, parameter in of_plain.items():
         parameter.data.copy_(of_ours[name.replace("conv.", "")].data)
     tokens, targets = map(torch.from_numpy, drawn(np.random.default_rng(0), ROWS))
-    expected = functional.cross_entropy(plain(tokens).flatten(0, 1), functional.one_hot(targets, 256).float().flatten(0, 1))
+    expected = functional.cross_entropy(
+        plain(tokens).flatten(0, 1), functional.one_hot(targets, 256).float().flatten(0, 1)
+    )
     found = linear_cross_entropy(ours(tokens).hidden, ours.readout_weight, targets)
     torch.testing.assert_close(found, expected)
     expected.backward()
@@ -288,7 +290,9 @@ def measure_layers(rounds: int) -> dict[str, list[float]]:
     torch.set_num_threads(1)
     found: dict[str, list[float]] = {}
     for outputs, dilation in ((64, 3), (64, 5), (128, 1)):
-        x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((CONTEXT, ROWS, 64), (outputs, 64, 13), (outputs,)))
+        x, weight, bias = (
+            torch.randn(s, requires_grad=True) for s in ((CONTEXT, ROWS, 64), (outputs, 64, 13), (outputs,))
+        )
         slope = torch.randn(CONTEXT, ROWS, outputs)
 
         def theirs(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
@@ -317,7 +321,9 @@ def report(rounds: int, date: str) -> None:
         f"Python {platform.python_version()}. fp32, {ROWS} samples of up to {CONTEXT} bytes an update. Load average at "
         f"the start {os.getloadavg()[0]:.1f}. Written by `python bench/conv.py`.\n"
     )
-    print("| plain loop | Winnow | clock | plain, samples/s | Winnow, samples/s | ratio (median of rounds) | quartiles |")
+    print(
+        "| plain loop | Winnow | clock | plain, samples/s | Winnow, samples/s | ratio (median of rounds) | quartiles |"
+    )
     print("|---|---|---|---|---|---|---|")
     plain, two_threads = Child("plain", 1), Child("plain", 2)
     ours = [Child("winnow", 1), Child("winnow", 1)]

@@ -1,6 +1,7 @@
 """One table of parameters: each is declared once, and everything that treats parameters reads the declaration.
 
-`declare`          adds a parameter to a module together with its specification; `declared` does it for one that is there.
+`declare`          adds a parameter to a module together with its specification.
+`declared`         adds the specification alone, where a module of PyTorch's own has the parameter.
 `parameter_table`  every parameter of a model by name; one without a specification is an error.
 `initialise`       draws the initial values, each logical slice from a stream of its own.
 
@@ -10,7 +11,7 @@ Initial values (the only place where they are decided; L = number of layers):
 
 | role        | what                                                  | values  | standard deviation | decayed |
 |-------------|-------------------------------------------------------|---------|--------------------|---------|
-| embedding   | token table, tied readout                             | normal  | 0.02 (conv: its own) | yes   |
+| embedding   | token table, tied readout; a conv model says its own  | normal  | 0.02               | yes     |
 | position    | learned position table                                | normal  | 0.02               | yes     |
 | readout     | untied readout                                        | normal  | 0.02               | yes     |
 | matrix      | q, k, v; first matrix of the MLP                      | normal  | 0.02               | yes     |
@@ -19,7 +20,7 @@ Initial values (the only place where they are decided; L = number of layers):
 | convolution | weights of a convolution over positions               | uniform | 1 / sqrt(3 fan_in) | yes     |
 | projection  | maps of softmax attention inside a convolution layer  | uniform | 1 / sqrt(3 fan_in) | yes     |
 | recurrent   | maps of an LSTM; its fan_in is the width of its state | uniform | 1 / sqrt(3 fan_in) | yes     |
-| offset      | added by a convolution or an LSTM; fan_in is its map's | uniform | 1 / sqrt(3 fan_in) | no     |
+| offset      | added by a convolution or an LSTM, with its fan_in    | uniform | 1 / sqrt(3 fan_in) | no      |
 | bias        | added by a linear map                                 | zeros   |                    | no      |
 | scale       | multiplied by a norm                                  | ones    |                    | no      |
 | shift       | added by a norm                                       | zeros   |                    | no      |

@@ -43,7 +43,7 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
     """The run with the weights that it ended with.
 
     key: the option that named it. Raises InputError where the run has no record, no checkpoint of its end or a damaged
-    one, uses files of its own, or reads a text that has changed since.
+    one, uses files of its own, is of a model without attention heads, or reads a text that has changed since.
     """
     record = store.record(digest)
     if record is None or not record.watched:
@@ -60,6 +60,10 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
         what = f"its newest, of step {found.snapshot.step}, is an earlier one"
         raise InputError(f"run {digest} has no checkpoint of its end here: {what}", key=key, mend="run its study again")
     config = RunConfig.model_validate(record.config)
+    kind = config.grown.kind
+    if not config.grown.decodes:
+        what = f"run {digest} is of kind {kind!r}, which has no heads to look at and no cache to decode with"
+        raise InputError(what, key=key, mend="give a run of a gpt")
     task = build_task(config.task)[0]
     if task.digest != record.data:
         what = f"the text of run {digest} has changed since"

@@ -115,9 +115,7 @@ class ConvolutionalAttention(nn.Module):
     ) -> Float[Tensor, "T B C"]: ...
 
     @abstractmethod
-    def oracle(
-        self, q: Float[Tensor, "T C"], k: Float[Tensor, "T C"], v: Float[Tensor, "T C"]
-    ) -> Float[Tensor, "T C"]:
+    def oracle(self, q: Float[Tensor, "T C"], k: Float[Tensor, "T C"], v: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
         """The same for one text, pair by pair from the definition: what every run compares its mechanism with."""
 
     @abstractmethod
@@ -151,14 +149,13 @@ class HeadsAttention(ConvolutionalAttention):
     def forward(
         self, q: Float[Tensor, "T B C"], k: Float[Tensor, "T B C"], v: Float[Tensor, "T B C"]
     ) -> Float[Tensor, "T B C"]:
-        parts = (self._heads(x, part) for part, x in enumerate((q, k, v)))
-        return self.out(F.scaled_dot_product_attention(*parts).permute(2, 0, 1, 3).flatten(2))
+        heads = F.scaled_dot_product_attention(self._heads(q, 0), self._heads(k, 1), self._heads(v, 2))
+        return self.out(heads.permute(2, 0, 1, 3).flatten(2))
 
-    def oracle(
-        self, q: Float[Tensor, "T C"], k: Float[Tensor, "T C"], v: Float[Tensor, "T C"]
-    ) -> Float[Tensor, "T C"]:
+    def oracle(self, q: Float[Tensor, "T C"], k: Float[Tensor, "T C"], v: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
         T, H = len(q), self.n_heads
-        assert self.into.bias is not None and self.out.bias is not None
+        assert self.into.bias is not None
+        assert self.out.bias is not None
         weights, biases = self.into.weight.chunk(3), self.into.bias.chunk(3)
         queries, keys, values = (
             (x @ w.T + b).unflatten(1, (H, -1)) for x, w, b in zip((q, k, v), weights, biases, strict=True)
@@ -195,7 +192,8 @@ FEATURES: dict[FeatureMap, Callable[[Tensor], Tensor]] = {"elu+1": elu_plus_one,
 
 @final
 class LinearAttention(ConvolutionalAttention):
-    """See LinearConfig. Sums over keys first, so that its cost grows with the text's length alone."""
+    """See LinearConfig. Of the two orders of its products the one with fewer operations: over keys first, so that the
+    cost grows with a text's length alone, or in texts shorter than that the weight of every pair first."""
 
     def __init__(self, features: FeatureMap) -> None:
         super().__init__()
@@ -207,11 +205,13 @@ class LinearAttention(ConvolutionalAttention):
         phi = FEATURES[self.features]
         T, _, C = v.shape
         queries, keys, values = phi(q).transpose(0, 1), phi(k).permute(1, 2, 0), v.transpose(0, 1)
-        return (queries @ (keys @ values / (C * T))).transpose(0, 1)
+        D, scale = queries.shape[2], 1 / (C * T)
+        # T^2 (D + C) operations against 2 T D C.
+        pairs_first = T * (D + C) < 2 * D * C
+        y = queries @ keys * scale @ values if pairs_first else queries @ (keys @ values * scale)
+        return y.transpose(0, 1)
 
-    def oracle(
-        self, q: Float[Tensor, "T C"], k: Float[Tensor, "T C"], v: Float[Tensor, "T C"]
-    ) -> Float[Tensor, "T C"]:
+    def oracle(self, q: Float[Tensor, "T C"], k: Float[Tensor, "T C"], v: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
         T, C = v.shape
         of_q, of_k = ([self._phi(row) for row in x] for x in (q, k))
         rows: list[Tensor] = []
@@ -227,5 +227,6 @@ class LinearAttention(ConvolutionalAttention):
         return torch.stack([parts[c] * parts[c - 1] for c in range(len(parts))])
 
     def flops_per_token(self, channels: int, context: int) -> int:
-        """12 C D, with D features: keys times values and queries times their sum, forward and backward."""
-        return 12 * channels * channels * (1 if self.features == "elu+1" else 2)
+        """12 C D, with D features, or 6 T (C + D) in short texts: the two products, forward and backward."""
+        features = channels * (1 if self.features == "elu+1" else 2)
+        return min(12 * channels * features, 6 * context * (channels + features))

@@ -35,46 +35,51 @@ def convolution(
     return F.conv1d(x.permute(1, 2, 0), weight, bias, padding=padding, dilation=dilation).permute(2, 0, 1)
 
 
-def reach(n_taps: int, dilation: int, n_tokens: int) -> Iterator[tuple[int, slice, slice]]:
-    """Each tap that reaches a position: its index, the positions it adds to, and those it reads."""
+def reach(n_taps: int, dilation: int, n_tokens: int, rows: int) -> Iterator[tuple[int, slice, slice]]:
+    """Each tap that reaches a position: its index, the rows that it adds to, and those that it reads.
+
+    rows: of each position.
+    """
     for tap in range(n_taps):
         offset = (tap - n_taps // 2) * dilation
         first, last = max(0, -offset), min(n_tokens, n_tokens - offset)
         if first < last:
-            yield tap, slice(first, last), slice(first + offset, last + offset)
+            yield tap, slice(first * rows, last * rows), slice((first + offset) * rows, (last + offset) * rows)
 
 
 class _Taps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
         T, B, _ = x.shape
-        x = x.contiguous()
+        x = x.reshape(T * B, -1)
         taps = weight.permute(2, 1, 0).contiguous()  # (k, C, O)
-        y = bias.expand(T, B, -1).contiguous()
-        for tap, to, of in reach(len(taps), dilation, T):
-            y[to].flatten(0, 1).addmm_(x[of].flatten(0, 1), taps[tap])
+        y = bias.repeat(T * B, 1)
+        ctx.reach = list(reach(len(taps), dilation, T, B))
+        for tap, to, of in ctx.reach:
+            y[to].addmm_(x[of], taps[tap])
         ctx.save_for_backward(x, taps)
-        ctx.dilation = dilation
-        return y
+        return y.view(T, B, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        grad = grads[0].contiguous()
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator has no types)
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, taps = ctx.saved_tensors
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        grad = grads[0].reshape(len(x), -1)
         of_x = torch.zeros_like(x) if need_x else None
         of_taps = torch.zeros_like(taps) if need_weight else None
-        for tap, to, of in reach(len(taps), ctx.dilation, len(x)):
-            rows = grad[to].flatten(0, 1)
+        transposed = x.T
+        for tap, to, of in ctx.reach:
+            rows = grad[to]
             if of_x is not None:
-                of_x[of].flatten(0, 1).addmm_(rows, taps[tap].T)
+                of_x[of].addmm_(rows, taps[tap].T)
             if of_taps is not None:
-                torch.mm(x[of].flatten(0, 1).T, rows, out=of_taps[tap])
-        rows = grad.flatten(0, 1)
+                torch.mm(transposed[:, of], rows, out=of_taps[tap])
         return (
-            of_x,
+            None if of_x is None else of_x.view(*grads[0].shape[:2], -1),
             None if of_taps is None else of_taps.permute(2, 1, 0),
-            rows.new_ones(len(rows)) @ rows if need_bias else None,  # a sum, at twice the speed of sum(0)
+            grad.new_ones(len(grad)) @ grad if need_bias else None,  # a sum, at twice the speed of sum(0)
             None,
         )

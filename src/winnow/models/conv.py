@@ -6,9 +6,9 @@
     h_l+1 = activation(attention(conv(u), u)) (+ x)
     logits = norm(h_n) embedding^T
 
-Convolutions keep the length: a text is padded with zeros by floor(kernel / 2) dilation on both sides. What stands inside
-a layer: `winnow.attention.convolutional`. By default there is neither a norm nor a position, as in the programs of the
-first study with such models. Positions are those of Vaswani et al. 2017, section 3.5.
+Convolutions keep the length: a text is padded with zeros by floor(kernel / 2) dilation on both sides. What stands
+inside a layer: `winnow.attention.convolutional`. By default there are neither norms nor positions, as in the published
+study of such models. Positions are those of Vaswani et al. 2017, section 3.5.
 
 It sees what comes after a position, so it cannot be trained to predict the next token, and does not generate text.
 """
@@ -44,8 +44,8 @@ PER_LAYER = ("kernel", "dilation", "channels", "residual", "attention")
 
 @final
 class ConvConfig(ModelConfig):
-    """Sizes and choices. `kernel`, `dilation`, `channels`, `residual` and `attention` take one value for all layers or a
-    list with one for each; a config always holds the list, so two ways to write a model share a digest."""
+    """Sizes and choices. `kernel`, `dilation`, `channels`, `residual` and `attention` take one value for all layers or
+    a list with one for each; a config always holds the list, so two ways to write a model share a digest."""
 
     kind: Literal["conv"] = "conv"
     d_model: PositiveInt
@@ -213,18 +213,40 @@ class ConvLayer(nn.Module):
         y = self.activation(h)
         return y + x if self.residual else y
 
+    def oracle(self, x: Float[Tensor, "T C"]) -> Float[Tensor, "T D"]:
+        """The same for one text, tap by tap and pair by pair: what every run compares its layers with."""
+        u = x if self.norm is None else self.norm(x)
+        T, middle = len(x), self.weight.shape[2] // 2
+        rows: list[Tensor] = [self.bias for _ in range(T)]
+        for t in range(T):
+            for tap in range(self.weight.shape[2]):
+                of = t + (tap - middle) * self.dilation
+                if 0 <= of < T:
+                    rows[t] = rows[t] + self.weight[:, :, tap] @ u[of]
+        h = torch.stack(rows)
+        if self.attention is not None:
+            q, k, v = u, u, u
+            for index, letter in enumerate(self.made):
+                part = h[:, index * self.width : (index + 1) * self.width]
+                q, k, v = (part if letter == "Q" else q), (part if letter == "K" else k), (part if letter == "V" else v)
+            h = cast(ConvolutionalAttention, self.attention).oracle(q, k, v)
+        y = self.activation(h)
+        return y + x if self.residual else y
+
 
 @final
 class Conv(Model):
     """See the module's equations."""
 
     causal = False
+    sinusoids: Tensor | None
 
     def __init__(self, config: ConvConfig, vocab_size: int, context: int) -> None:
         super().__init__()
         self.context = context
         self.embedding = Table(vocab_size, config.d_model, "embedding", std=config.embedding_std)
-        self.sinusoidal = config.positions == "sinusoidal"
+        table = sinusoids(context, config.d_model) if config.positions == "sinusoidal" else None
+        self.register_buffer("sinusoids", table, persistent=False)
         widths = (config.d_model, *config.channels)
         self.layers = nn.ModuleList(ConvLayer(config, layer, widths[layer]) for layer in range(config.n_layers))
         self.skips = {
@@ -245,8 +267,8 @@ class Conv(Model):
         if tokens.shape[1] > self.context:
             raise InputError(f"{tokens.shape[1]} tokens are more than the model's {self.context}", key="task.context")
         h = self.embedding(tokens.T)
-        if self.sinusoidal:
-            h = h + sinusoids(*h.shape[::2], like=h)[:, None]
+        if self.sinusoids is not None:
+            h = h + self.sinusoids[: len(h), None]
         given: list[Tensor] = []
         for end, layer in enumerate(self.layers):
             for start in self.skips[end]:
@@ -275,9 +297,8 @@ class Conv(Model):
         return cost(self, multiplied=("convolution", "projection", "embedding"), own=sum(inside))
 
 
-def sinusoids(n_tokens: int, d_model: int, *, like: Tensor) -> Float[Tensor, "T C"]:
+def sinusoids(n_tokens: int, d_model: int) -> Float[Tensor, "T C"]:
     """sin(t / 10000^(2i / C)) in channel 2i, the cosine in channel 2i + 1."""
-    positions = torch.arange(n_tokens, device=like.device, dtype=torch.float32)
-    rates = 10000.0 ** -(torch.arange(0, d_model, 2, device=like.device, dtype=torch.float32) / d_model)
-    angles = positions[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(like.dtype)
+    rates = 10000.0 ** -(torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    angles = torch.arange(n_tokens, dtype=torch.float64)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(torch.get_default_dtype())

@@ -260,7 +260,7 @@ class RunConfig(Config):
             raise InputError(
                 f"a model of kind {model.kind!r} sees later positions, and task {self.task.kind!r} asks for the next "
                 "token: it would read its targets",
-                key="model.kind",
+                key="model",
                 mend="use a causal model, or a task whose targets are no later tokens of the input",
             )
         if not model.decodes and any(not part.policy.needs_votes for part in self.evaluation.prune):

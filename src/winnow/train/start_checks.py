@@ -58,8 +58,8 @@ def _wrong(values: Tensor, spec: ParameterSpec) -> Iterator[str]:
 
 
 def _not_drawn(values: Tensor, spec: ParameterSpec) -> str | None:
-    """What is wrong with numbers that should be drawn from N(0, std), or uniformly with that standard deviation: squares
-    of the latter vary less, so the same bounds hold."""
+    """What is wrong with numbers that should be drawn from N(0, std), or uniformly with that standard deviation, whose
+    squares vary less, so that the same bounds hold."""
     n, std = values.numel(), spec.std
     if n < FEW or std == 0:
         return None if n < FEW or not values.any() else "other than 0"
