@@ -143,14 +143,17 @@ def loss_divergence(step: int, smooth: float, first: float, vocab_size: int) -> 
     )
 
 
-def first_loss(cross_entropy: float, vocab_size: int, *, next_token: bool = True) -> Finding | None:
+def first_loss(
+    cross_entropy: float, vocab_size: int, *, declared: float = 0.0, next_token: bool = True
+) -> Finding | None:
     """Step-0 validation cross entropy (nats per token) against that of a model that knows nothing.
 
-    next_token: whether targets are later tokens; where they stand in the input, a lower loss is no knowledge of them.
+    declared: what the readout's initial values explain by themselves; next_token: whether targets are later tokens;
+    where they stand in the input, a lower loss is no knowledge of them.
     """
     expected = math.log(vocab_size)
     distance = cross_entropy - expected
-    if abs(distance) <= FIRST_LOSS_NATS or (distance < 0 and not next_token):
+    if -FIRST_LOSS_NATS <= distance <= FIRST_LOSS_NATS + declared or (distance < 0 and not next_token):
         return None
     below = distance < 0
     return Finding(

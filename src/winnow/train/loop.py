@@ -294,7 +294,12 @@ class Loop:
     def judge_first_loss(self, cross_entropy: float, parent_loss: float | None) -> Finding | None:
         """What is wrong with the validation loss before the first update, nats per token; see `Start.parent_loss`."""
         if self.config.init_from is None:
-            return health.first_loss(cross_entropy, self.task.vocab_size, next_token=self.config.task.next_token)
+            return health.first_loss(
+                cross_entropy,
+                self.task.vocab_size,
+                declared=readout_nats(self.model),
+                next_token=self.config.task.next_token,
+            )
         graft = None if self.grafted is None else self.grafted.ce_change
         return health.start_exploded(cross_entropy, self.task.vocab_size, parent=parent_loss, graft=graft)
 
@@ -368,6 +373,13 @@ def build_model(config: RunConfig, task: Task, seed: int) -> Model:
     model = config.grown.build(task.vocab_size, config.task.context)
     initialise(model, seed)
     return model
+
+
+def readout_nats(model: Model) -> float:
+    """By how much logits of the readout's declared spread may raise a first loss, nats: half their variance, where
+    hidden states have a variance of 2 (a residual stream to which layers have added as much again)."""
+    roles = {spec.role: spec for spec in parameter_table(model).values()}
+    return (roles.get("readout") or roles["embedding"]).std ** 2 * model.readout_weight.shape[1]
 
 
 @dataclass(frozen=True)
