@@ -277,7 +277,7 @@ class Child:
         self.process.wait()
 
 
-def turn(children: list[Child], clock: Literal["wall", "cpu"]) -> float:
+def turn(children: list[Child], clock: str) -> float:
     """Samples per second of children that work at the same time."""
     for one in children:
         one.start()

@@ -168,7 +168,8 @@ def invented(annotation: Any, value: Any) -> Iterator[Any]:
             for other in invented(inner, item):
                 yield [*map(_plain, value[:index]), other, *map(_plain, value[index + 1 :])]
     elif isinstance(annotation, type) and issubclass(annotation, Config):
-        members = annotation.members.values() if Variant in annotation.__bases__ else [annotation]
+        family = issubclass(annotation, Variant) and Variant in annotation.__bases__
+        members: list[type[Config]] = [*annotation.members.values()] if family else [annotation]
         for member in members:
             if type(value) is not member:
                 yield first_of(member)
