@@ -222,9 +222,7 @@ def test_what_needs_a_gpt_is_refused(text: Path, store: RunStore, tmp_path: Path
     assert (error.key, error.message) == ("evaluation.prune", "a model of kind 'lstm' has no cache of keys to prune")
     make(text, model=LSTM, evaluation__prune=[{"policy": "votes", "keep": [0.5]}])
     record = run_in(store, make(text, model=LSTM, train__steps=1, train__warmup=0))
-    with pytest.raises(
-        InputError, match="of kind 'lstm', which has no heads to look at and no cache"
-    ):
+    with pytest.raises(InputError, match="of kind 'lstm', which has no heads to look at and no cache"):
         read_trained(store, record.digest)
     config, weights = RunConfig.model_validate(record.config).model, read_weights(store.path(record.digest)).weights
     with pytest.raises(InputError, match="is no GPT-2: kind is 'lstm', not 'gpt'"):
