@@ -437,3 +437,14 @@ def test_recomputed_layers_are_the_same() -> None:
 def test_sinusoids() -> None:
     expected = torch.tensor([math.sin(2), math.cos(2), math.sin(0.02), math.cos(0.02)])
     torch.testing.assert_close(sinusoids(3, 4)[2], expected)
+
+
+def test_attention_of_chosen_layers_is_the_list_that_it_stands_for():
+    """What a grid varies by key; two ways to write a model are one."""
+    written = {**PUBLISHED, "attention": {"kind": "linear", "qkv": "QK", "layers": [2]}}
+    spelt = {**PUBLISHED, "attention": ["none", "none", {"kind": "linear", "qkv": "QK"}]}
+    assert ModelConfig.model_validate(written).digest() == ModelConfig.model_validate(spelt).digest()
+    for layers in ([], [3], [-1], [0, 0], 2, [True], "2"):
+        with pytest.raises(ValidationError) as found:
+            ModelConfig.model_validate({**PUBLISHED, "attention": {"kind": "linear", "qkv": "QK", "layers": layers}})
+        assert "choice of layers" in str(found.value), layers

@@ -61,7 +61,8 @@ class ConvConfig(ModelConfig):
     residual: tuple[bool, ...]
     """Whether each layer's input is added to what it gives, which must be as wide then. Default true."""
     attention: tuple[ConvolutionalConfig, ...]
-    """Attention inside each layer, a table or "none". Default none."""
+    """Attention inside each layer, a table or "none". Default none. A lone table may say `layers`, the only ones
+    that it is for, counted from 0."""
     skips: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     """Extra residual connections: [m, l] adds what layer m gives to the input of layer l, counted from 0. (): none."""
     norm: NormConfig | None = None
@@ -87,6 +88,7 @@ class ConvConfig(ModelConfig):
         table.setdefault("attention", NoAttentionConfig())
         if isinstance(table.get("d_model"), int):
             table.setdefault("channels", table["d_model"])
+        table["attention"] = _of_layers(table["attention"], n_layers)
         for name in PER_LAYER:
             given = table.get(name)
             if given is not None and not isinstance(given, list | tuple):
@@ -181,6 +183,22 @@ class ConvConfig(ModelConfig):
                     mend="lower it, or use kernel = 1",
                 )
         return Conv(self, vocab_size, context)
+
+
+def _of_layers(attention: Any, n_layers: int) -> Any:
+    """A table with `layers` as one value for each layer, "none" where it is not for; anything else as it is.
+
+    A grid varies the keys of a table, not those of one in a list."""
+    if not isinstance(attention, dict) or "layers" not in attention:
+        return attention
+    table = dict(cast("dict[str, Any]", attention))
+    layers = table.pop("layers")
+    chosen = cast("list[Any]", layers) if isinstance(layers, list | tuple) else []
+    inside = [layer for layer in chosen if type(layer) is int and 0 <= layer < n_layers]
+    if not inside or len(set(inside)) < len(chosen):
+        mend = f"list one layer or several, each once, from 0 to {n_layers - 1}"
+        raise InputError(f"{layers!r} is no choice of layers", key="attention.layers", mend=mend)
+    return tuple(table if layer in inside else "none" for layer in range(n_layers))
 
 
 class ConvLayer(nn.Module):
