@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from winnow.tasks.base import Batch, Task, TaskConfig, Validation
+from winnow.tasks.base import Batch, Score, Task, TaskConfig, Validation
 from winnow.tasks.bytepair import BPEConfig, FileConfig, ManifestConfig
 from winnow.tasks.corpus import CorpusConfig
 from winnow.tasks.programs import ProgramsConfig
@@ -18,6 +18,7 @@ __all__ = [
     "IdsConfig",
     "ManifestConfig",
     "ProgramsConfig",
+    "Score",
     "SelectiveCopyingConfig",
     "Task",
     "TaskConfig",
