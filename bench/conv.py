@@ -12,8 +12,6 @@ Winnow gives every run one thread and runs as many as there are cores; so two ru
 plain loop of two threads, and one run against a plain loop of one thread. Both take turns in every round, and the
 median of the rounds' ratios is reported; with one thread of CPU time, which a busy machine disturbs least. Before
 anything is timed, both models get the same weights and must give the same loss and gradients.
-
-Samples come from a small sampler of this file. It draws all texts of a length at once.
 """
 
 from __future__ import annotations
@@ -28,20 +26,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from winnow.config import stream
 from winnow.kernels.convolution import convolution
 from winnow.kernels.readout import linear_cross_entropy
 from winnow.models import ModelConfig
 from winnow.parameters import initialise
-from winnow.tasks import Batch, Task, TaskConfig, Validation
+from winnow.tasks import TaskConfig
 from winnow.train.config import RunConfig
 from winnow.train.device import prepare
 from winnow.train.loop import Loop
@@ -132,81 +127,9 @@ class PlainLoop:
 # Winnow
 
 
-Bytes = npt.NDArray[np.int64]
-
-
-def drawn(generator: np.random.Generator, rows: int) -> tuple[Bytes, Bytes]:
-    """As `plain_batch`, (rows, CONTEXT) each, without the one-hot."""
-    tokens = np.full((rows, CONTEXT), ord(" "), np.int64)
-    targets = tokens.copy()
-    n_operations = generator.integers(1, 4, rows)
-    for n in (1, 2, 3):
-        chosen = np.flatnonzero(n_operations == n)
-        m, place = len(chosen), np.arange(len(chosen))
-        letters = generator.random((m, 26)).argsort(1)[:, :5] + ord("A")
-        i, j = generator.integers(0, 5, (n, m)), generator.integers(0, 4, (n, m))
-        j += j >= i
-        result = letters.copy()
-        text = np.full((m, 4 * n + 11), ord(" "), np.int64)
-        text[:, :5], text[:, 5] = letters, ord(":")
-        for step in range(n):
-            first, second = result[place, i[step]], result[place, j[step]]
-            result[place, i[step]], result[place, j[step]] = second, first
-            text[:, 6 + 4 * step], text[:, 8 + 4 * step] = i[step] + ord("1"), j[step] + ord("1")
-            text[:, 7 + 4 * step] = ord(">")
-        text[:, 4 * n + 5] = ord(":")
-        text[:, 4 * n + 6 :] = result
-        targets[chosen, : text.shape[1]] = text
-        text[:, 4 * n + 6 :] = 0
-        tokens[chosen, : text.shape[1]] = text
-    return tokens, targets
-
-
-class Exchanges(Task):
-    vocab_size, context, digest, validation_digest = 256, CONTEXT, "exchanges", "exchanges"
-
-    def batch(self, seed: int, step: int, rows: range, rows_per_step: int) -> Batch:
-        tokens, targets = drawn(np.random.Generator(np.random.Philox(key=stream(seed, "batch", step))), len(rows))
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
-
-    def validation(self, tokens: int) -> Validation:
-        return Validation(drawn(np.random.default_rng(23), 1)[1][0], CONTEXT - 1, None, "exchanges")
-
-    def validation_bytes(self, n_bytes: int) -> Validation:
-        return self.validation(n_bytes)
-
-    def facts(self) -> dict[str, int | str]:
-        return {}
-
-
-class ExchangesConfig(TaskConfig):
-    kind: Literal["exchanges"] = "exchanges"
-    next_token = False
-
-    def build(self) -> Task:
-        return Exchanges()
-
-    def located(self, folder: Path) -> Self:
-        return self
-
-
 def winnow_loop() -> Loop:
     config = RunConfig.model_validate(
-        {
-            "task": {"kind": "exchanges", "context": CONTEXT},
-            "model": MODEL,
-            "train": {
-                "steps": 15625,
-                "tokens_per_update": ROWS * CONTEXT,
-                "lr": 5e-4,
-                "warmup": 0,
-                "min_lr_fraction": 0.0,
-                "betas": [0.9, 0.999],
-                "weight_decay": 0.01,
-                "decay_on": "all",
-                "clip": None,
-            },
-        }
+        {"task": {"kind": "programs"}, "model": MODEL, "train": {"preset": "as_published"}}
     )
     return Loop(config, seed=0, device=torch.device("cpu"))
 
@@ -222,7 +145,8 @@ def check_equal() -> None:
     of_plain, of_ours = dict(plain.named_parameters()), dict(ours.named_parameters())
     for name, parameter in of_plain.items():
         parameter.data.copy_(of_ours[name.replace("conv.", "")].data)
-    tokens, targets = map(torch.from_numpy, drawn(np.random.default_rng(0), ROWS))
+    batch = TaskConfig.model_validate({"kind": "programs"}).build().batch(0, 0, range(ROWS), ROWS)
+    tokens, targets = batch.tokens, batch.targets
     expected = functional.cross_entropy(
         plain(tokens).flatten(0, 1), functional.one_hot(targets, 256).float().flatten(0, 1)
     )

@@ -1,6 +1,6 @@
 """Named values of `train` and `evaluation`. A preset is only a short way to write a table: it leaves no trace.
 
-`as_published` is how the notebook "Very Selective Copying" (seed 003) trained and measured on `programs`, so that its
+`as_published` is how the notebook "Very Selective Copying" trained and measured on `programs`, so that its
 numbers can be laid beside ours:
 
     train        1,000,000 texts in batches of 64, 23 positions each; AdamW with its library's defaults, no clipping; a
