@@ -19,6 +19,8 @@ from winnow.train.mechanism_checks import defects_of
 
 KINDS = sorted(AttentionConfig.members)
 T = 7
+LONGEST = 131
+"""Tokens that mechanisms are built for; other tests use more than T."""
 
 
 def make(
@@ -38,7 +40,7 @@ def make(
         d_head=8,
         layer=layer,
         n_layers=3,
-        max_seq_len=T,
+        max_seq_len=LONGEST,
         bias=True,
         rotary=rotary,
     )
