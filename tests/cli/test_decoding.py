@@ -186,6 +186,16 @@ def test_what_is_refused(folder: Path, asked: str, said: str) -> None:
     assert ended.err.strip().splitlines()[-1].startswith(said)
 
 
+def test_check_refuses_pruned_losses_that_cannot_be_measured(tmp_path: Path) -> None:
+    changes = {"tokens = 256 }": "tokens = 256, prune = [{ keep = [0.5] }] }", "n_layers = 1": "n_layers = 2"}
+    arm = 'arms.residual = { model.attention = { kind = "selective", residual_scores = true } }\n'
+    path = write_study(tmp_path, arm, changes=changes)
+    ended = command("check", path.name, cwd=tmp_path)
+    assert ended.code == 2
+    said = "error: tiny.toml:9: base.evaluation.prune: prune/votes/0.5/ce cannot be measured: under residual scores"
+    assert ended.err.splitlines()[0].startswith(said)
+
+
 def test_a_damaged_checkpoint_and_another_text_are_refused(folder: Path, tmp_path: Path) -> None:
     here = tmp_path / "copy"
     shutil.copytree(folder, here)

@@ -105,6 +105,10 @@ class SelectiveConfig(AttentionConfig):
     def casts_votes(self) -> bool:
         return self.selection
 
+    @property
+    def needs_all_keys(self) -> bool:
+        return self.selection and self.residual_scores
+
     def fits(self, shape: Shape) -> None:
         """See `AttentionConfig.fits`."""
         if not self.selection:

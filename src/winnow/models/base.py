@@ -56,6 +56,10 @@ class ModelConfig(Variant):
         """Whether the model reads token by token with a cache of keys: only then can it be pruned and write text."""
         return True
 
+    def needs_all_keys(self) -> bool:
+        """Whether no layer may drop a key."""
+        return False
+
     @abstractmethod
     def build(self, vocab_size: int, context: int) -> Model:
         """A model with uninitialised parameters for sequences of up to `context` tokens.

@@ -109,6 +109,10 @@ class GPTConfig(ModelConfig):
     def casts_votes(self) -> bool:
         return self.attention.casts_votes
 
+    @property
+    def needs_all_keys(self) -> bool:
+        return self.attention.needs_all_keys
+
     def build(self, vocab_size: int, context: int) -> GPT:
         return GPT(self, vocab_size, context)
 

@@ -245,6 +245,7 @@ class RunConfig(Config):
             key = f"graft.{error.key}" if error.key else "graft"
             raise InputError(error.message, key=key, mend=error.mend) from error
         self._check_model()
+        self._check_prunable()
         if self.first_step >= self.train.steps:
             raise InputError(
                 f"the parent's step {self.first_step} is where this run ends",
@@ -266,6 +267,18 @@ class RunConfig(Config):
         if not model.decodes and any(not part.policy.needs_votes for part in self.evaluation.prune):
             what = f"a model of kind {model.kind!r} has no cache of keys to prune"
             raise InputError(what, key="evaluation.prune", mend="drop it, or prune by votes, which says nothing of it")
+
+    def _check_prunable(self) -> None:
+        """Raises InputError where a loss with a bounded cache is asked for and no layer may drop a key."""
+        asked = {name: (part.policy, keep) for part in self.evaluation.prune for name, keep in part.metrics().items()}
+        for name, (policy, keep) in asked.items():
+            if self.grown.needs_all_keys and policy.binds(budget_of(keep, self.task.context), self.task.context):
+                raise InputError(
+                    f"{name} cannot be measured: under residual scores a layer reads those of the layer below, which "
+                    "may have dropped other keys",
+                    key="evaluation.prune",
+                    mend="drop it, or the arm's residual_scores",
+                )
 
     @property
     def grown(self) -> ModelConfig:
