@@ -168,8 +168,9 @@ def invented(annotation: Any, value: Any) -> Iterator[Any]:
             for other in invented(inner, item):
                 yield [*map(_plain, value[:index]), other, *map(_plain, value[index + 1 :])]
     elif isinstance(annotation, type) and issubclass(annotation, Config):
-        family = issubclass(annotation, Variant) and Variant in annotation.__bases__
-        members: list[type[Config]] = shipped(annotation.members.values()) if family else [annotation]
+        members: list[type[Config]] = [annotation]
+        if issubclass(annotation, Variant) and Variant in annotation.__bases__:
+            members = shipped(annotation.members.values())
         for member in members:
             if type(value) is not member:
                 yield first_of(member)

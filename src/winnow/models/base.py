@@ -56,6 +56,7 @@ class ModelConfig(Variant):
         """Whether the model reads token by token with a cache of keys: only then can it be pruned and write text."""
         return True
 
+    @property
     def needs_all_keys(self) -> bool:
         """Whether no layer may drop a key."""
         return False
