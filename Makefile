@@ -32,8 +32,8 @@ soak: .venv/installed  ## the long suites: hundreds of kills, full calibration
 
 bench: .venv/bench  ## ratios against baselines measured in the same run; tables go to bench/results; fails at the end if one missed its goal
 	missed=0; \
-	for name in attention compare data loop startup; do $(BIN)/python bench/$$name.py || missed=1; done; \
-	for name in calibration train_step; do $(BIN)/python bench/$$name.py > bench/results/$$name.md || missed=1; done; \
+	for name in attention compare data decode loop programs startup table; do $(BIN)/python bench/$$name.py || missed=1; done; \
+	for name in calibration conv train_step; do $(BIN)/python bench/$$name.py > bench/results/$$name.md || missed=1; done; \
 	exit $$missed
 
 format: .venv/installed

@@ -47,6 +47,8 @@ def test_runs_at_toy_size(path: Path, tmp_path: Path) -> None:
     assert source.studies
     store = RunStore(tmp_path / "store")
     for study in source.studies:
+        if study.runs == "recorded":  # what another command measures of runs
+            continue
         outcome = run_study(study, store, Options(seeds=study.seeds[:1], jobs=2, preflight=False))
         assert not outcome.failed, study.id
         # Studies that differ in their budget alone are one study at toy size: the second finds its runs.

@@ -1,6 +1,7 @@
 """One table of parameters: each is declared once, and everything that treats parameters reads the declaration.
 
 `declare`          adds a parameter to a module together with its specification.
+`declared`         adds the specification alone, where a module of PyTorch's own has the parameter.
 `parameter_table`  every parameter of a model by name; one without a specification is an error.
 `initialise`       draws the initial values, each logical slice from a stream of its own.
 
@@ -8,21 +9,26 @@ Initialisation, optimizer groups and surgery read the table, never the number of
 
 Initial values (the only place where they are decided; L = number of layers):
 
-| role      | what                                                  | values | standard deviation | decayed |
-|-----------|-------------------------------------------------------|--------|--------------------|---------|
-| embedding | token table, tied readout                             | normal | 0.02               | yes     |
-| position  | learned position table                                | normal | 0.02               | yes     |
-| readout   | untied readout                                        | normal | 0.02               | yes     |
-| matrix    | q, k, v; first matrix of the MLP                      | normal | 0.02               | yes     |
-| residual  | attention's output projection; last matrix of the MLP | normal | 0.02 / sqrt(2 L)   | yes     |
-| mixing    | weights that mix scores of heads or slices into masks | normal | 0.02               | no      |
-| bias      | added by a linear map                                 | zeros  |                    | no      |
-| scale     | multiplied by a norm                                  | ones   |                    | no      |
-| shift     | added by a norm                                       | zeros  |                    | no      |
+| role        | what                                                  | values  | standard deviation | decayed |
+|-------------|-------------------------------------------------------|---------|--------------------|---------|
+| embedding   | token table, tied readout; a conv model says its own  | normal  | 0.02               | yes     |
+| position    | learned position table                                | normal  | 0.02               | yes     |
+| readout     | untied readout                                        | normal  | 0.02               | yes     |
+| matrix      | q, k, v; first matrix of the MLP                      | normal  | 0.02               | yes     |
+| residual    | attention's output projection; last matrix of the MLP | normal  | 0.02 / sqrt(2 L)   | yes     |
+| mixing      | weights that mix scores of heads or slices into masks | normal  | 0.02               | no      |
+| convolution | weights of a convolution over positions               | uniform | 1 / sqrt(3 fan_in) | yes     |
+| projection  | maps of softmax attention inside a convolution layer  | uniform | 1 / sqrt(3 fan_in) | yes     |
+| recurrent   | maps of an LSTM; its fan_in is the width of its state | uniform | 1 / sqrt(3 fan_in) | yes     |
+| offset      | added by a convolution or an LSTM, with its fan_in    | uniform | 1 / sqrt(3 fan_in) | no      |
+| bias        | added by a linear map                                 | zeros   |                    | no      |
+| scale       | multiplied by a norm                                  | ones    |                    | no      |
+| shift       | added by a norm                                       | zeros   |                    | no      |
 
-"Decayed" is what `decay_on = "matrices"` decays: the tensors of two dimensions, as GPT-2's training did, except mixing
-weights. A mixing vector may start at one head instead (`hot`): one element is set, the others are 0.
-Source: Radford et al. 2019, section 2.3, with the constants of the released GPT-2.
+"Decayed" is what `decay_on = "matrices"` decays: the tensors of two dimensions or more, as GPT-2's training did, except
+mixing weights. A mixing vector may start at one head instead (`hot`): one element is set, the others are 0.
+Sources: Radford et al. 2019, section 2.3, with the constants of the released GPT-2; what is uniform starts as PyTorch's
+own layers do, between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
 """
 
 from __future__ import annotations
@@ -36,8 +42,22 @@ from torch import Tensor, nn
 
 from winnow.config import stream
 
-Role = Literal["embedding", "position", "readout", "matrix", "residual", "mixing", "bias", "scale", "shift"]
-Init = Literal["normal", "zeros", "ones", "one-hot"]
+Role = Literal[
+    "embedding",
+    "position",
+    "readout",
+    "matrix",
+    "residual",
+    "mixing",
+    "convolution",
+    "projection",
+    "recurrent",
+    "offset",
+    "bias",
+    "scale",
+    "shift",
+]
+Init = Literal["normal", "uniform", "zeros", "ones", "one-hot"]
 
 STD = 0.02
 """Standard deviation of every normal initial value, before residual scaling."""
@@ -68,7 +88,7 @@ class ParameterSpec:
     """Outputs that each input feeds."""
     init: Init
     std: float
-    """Standard deviation of normal initial values; 0 for constants."""
+    """Standard deviation of normal and uniform initial values; 0 for constants."""
     decay: bool
     """Decayed under `decay_on = "matrices"`."""
     slices: tuple[Slice, ...] = ()
@@ -88,8 +108,12 @@ def spec(
     slices: tuple[Slice, ...] = (),
     n_layers: int | None = None,
     hot: tuple[int, float] | None = None,
+    std: float = STD,
 ) -> ParameterSpec:
-    """The specification that the table above gives a role. Only `residual` needs `n_layers`; `hot` is for `mixing`."""
+    """The specification that the table above gives a role. Only `residual` needs `n_layers`; `hot` is for `mixing`.
+
+    std: of normal initial values, where a model says its own.
+    """
     assert hot is None or role == "mixing", "only mixing weights start at one element"
     if hot is not None:
         return ParameterSpec(role, fan_in, fan_out, "one-hot", 0.0, decay=False, slices=slices, hot=hot)
@@ -97,7 +121,8 @@ def spec(
         return ParameterSpec(role, fan_in, fan_out, "zeros", 0.0, decay=False, slices=slices)
     if role == "scale":
         return ParameterSpec(role, fan_in, fan_out, "ones", 0.0, decay=False, slices=slices)
-    std = STD
+    if role in ("convolution", "projection", "recurrent", "offset"):
+        return ParameterSpec(role, fan_in, fan_out, "uniform", (3 * fan_in) ** -0.5, role != "offset", slices)
     if role == "residual":
         assert n_layers is not None, "a residual projection is scaled by the number of layers"
         std *= (2 * n_layers) ** -0.5
@@ -114,6 +139,15 @@ _SPECS = "_parameter_specs"  # in the module's own dictionary, so that copies of
 
 def declare(module: nn.Module, name: str, shape: tuple[int, ...], specification: ParameterSpec) -> nn.Parameter:
     """Register `module.name`, uninitialised, with its specification."""
+    parameter = nn.Parameter(torch.empty(shape))
+    module.register_parameter(name, parameter)
+    declared(module, name, specification)
+    return parameter
+
+
+def declared(module: nn.Module, name: str, specification: ParameterSpec) -> None:
+    """Add the specification of a parameter that a module of PyTorch's own has registered."""
+    shape = module.get_parameter(name).shape
     for parts in (specification.slices, specification.across):
         if not parts:
             continue
@@ -121,10 +155,7 @@ def declare(module: nn.Module, name: str, shape: tuple[int, ...], specification:
         bounds = [part.start for part in parts] + [shape[dim]]
         stops = [0] + [part.stop for part in parts]
         assert bounds == stops, f"the slices of {name} do not tile its dimension {dim}"
-    parameter = nn.Parameter(torch.empty(shape))
-    module.register_parameter(name, parameter)
     vars(module).setdefault(_SPECS, {})[name] = specification
-    return parameter
 
 
 def parameter_table(model: nn.Module) -> dict[str, ParameterSpec]:
@@ -152,10 +183,12 @@ def initialise(model: nn.Module, seed: int) -> None:
     parameters = dict(model.named_parameters())
     for name, specification in parameter_table(model).items():
         parameter = parameters[name]
-        if specification.init == "normal":
+        if specification.init in ("normal", "uniform"):
+            draw, spread = (normal, 1.0) if specification.init == "normal" else (uniform, 3**0.5)
             for part in specification.slices or (Slice("", 0, 0, parameter.shape[0]),):
                 target = part.view(parameter)
-                target.copy_(normal(stream(seed, "init", name, part.name), target.shape) * specification.std)
+                drawn = draw(stream(seed, "init", name, part.name), target.shape)
+                target.copy_(drawn * (spread * specification.std))
         else:
             parameter.fill_(1.0 if specification.init == "ones" else 0.0)
         if specification.hot is not None:

@@ -238,7 +238,7 @@ def test_heads_of_a_run_are_those_of_its_trained_weights(tmp_path: Path):
     assert found is not None
     assert found.step == 3
     loop = Loop(config, seed=0, device=torch.device("cpu"))
-    tokens = loop.task.validation(16).stream[:12]
+    tokens = next(loop.task.validation(16).batches(1)).tokens[0, :12]
     block, embedding = loop.model.get_submodule("blocks.0"), loop.model.get_submodule("embedding")
 
     def by_hand() -> list[torch.Tensor]:

@@ -136,6 +136,8 @@ def test_text_is_generated_from_a_small_cache(folder: Path) -> None:
     greedy = [command(*asked, "--temperature", 0, "--seed", seed, cwd=folder).out for seed in (1, 2)]
     assert greedy[0] == greedy[1]
     assert command("generate", "tiny/control/0", "--budget", 3, cwd=folder).code == 0
+    told = command(*asked, "--budget", 3, "--policy", "anew", cwd=folder).err
+    assert "cache of all 16 keys a layer, of which a query reads 3: " in told
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,8 @@ def test_text_is_generated_from_a_small_cache(folder: Path) -> None:
         ("prune tiny/selective/0 --target-loss-of tiny/no/0", "error: --target-loss-of: there is no run 'tiny/no/0'"),
         ("generate tiny/selective/0 --prompt 1234567890123456", "error: --prompt: 17 tokens"),
         ("generate tiny/selective/0 --prompt 123456789012345", "error: --prompt: 16 tokens"),
+        ("generate tiny/selective/0 --prompt a\0b", "error: --prompt: the text holds a NUL character"),
+        ("generate tiny/selective/0 --prompt \udcff", "error: --prompt: the text is not Unicode"),
         ("generate tiny/selective/0 --prompt 1 --tokens 15", "error: --tokens: 15 new tokens"),
         ("generate tiny/selective/0 --tokens 0", "error: --tokens: 0 new tokens"),
         ("generate tiny/selective/0 --budget 0", "error: --budget: a budget of 0 keys; keep at least 1"),
@@ -184,6 +188,16 @@ def test_what_is_refused(folder: Path, asked: str, said: str) -> None:
     ended = command(*asked.split(), cwd=folder)
     assert ended.code == 2
     assert ended.err.strip().splitlines()[-1].startswith(said)
+
+
+def test_check_refuses_pruned_losses_that_cannot_be_measured(tmp_path: Path) -> None:
+    changes = {"tokens = 256 }": "tokens = 256, prune = [{ keep = [0.5] }] }", "n_layers = 1": "n_layers = 2"}
+    arm = 'arms.residual = { model.attention = { kind = "selective", residual_scores = true } }\n'
+    path = write_study(tmp_path, arm, changes=changes)
+    ended = command("check", path.name, cwd=tmp_path)
+    assert ended.code == 2
+    said = "error: tiny.toml:9: base.evaluation.prune: prune/votes/0.5/ce cannot be measured: under residual scores"
+    assert ended.err.splitlines()[0].startswith(said)
 
 
 def test_a_damaged_checkpoint_and_another_text_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_steps_equal_those_of_pytorch(kind: str, budget: int, isa: str, monkeypa
     assert calls["decode.step"] == T
     assert torch.equal(held.position, other.position)
     assert torch.equal(held.newest, other.newest)
+    assert torch.equal(held.slot, other.slot)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
     assert held.votes is not None
     assert other.votes is not None
@@ -77,6 +78,20 @@ def test_steps_equal_the_oracle(budget: int) -> None:
     expected = attention.out(told.heads.flatten(1).float())
     torch.testing.assert_close(found[0], expected, rtol=2e-5, atol=2e-5)
     assert sorted(held.position[0].tolist()) == told.seen[-1]
+
+
+def test_large_scores_neither_overflow_nor_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """exp of them alone would be infinite, and of the lowest row's 0."""
+    attention, x = make({"protect_bos": False, "scores": {"kind": "selectors"}}), rows()
+    with torch.no_grad():
+        attention.qkv.weight.mul_(12)
+    q, k, _ = attention.project(x, MixerState())
+    scores = torch.einsum("bihd,bjhd->bhij", q[:, :, :4], k[:, :, :4]).tril() / 4
+    assert scores.amax() > 100
+    assert scores.diagonal(dim1=2, dim2=3).amin() < -100
+    found, _ = stepped(attention, x, 7, VotesConfig())
+    monkeypatch.setattr(cache, "suits", lambda *_: False)
+    torch.testing.assert_close(found, stepped(attention, x, 7, VotesConfig())[0], rtol=1e-2, atol=1e-2)
 
 
 def test_a_prefill_goes_on_in_the_kernel() -> None:

@@ -9,7 +9,7 @@ from tests.oracles.readout import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from winnow.kernels import readout
-from winnow.kernels.readout import linear_cross_entropy
+from winnow.kernels.readout import cross_entropy_and_choice, linear_cross_entropy
 
 
 def example(B: int, T: int, C: int, V: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -48,6 +48,24 @@ def test_loss_and_gradients_equal_the_oracle(reduction, masked, n_chunks, dtype,
     assert weight.grad is not None
     assert rms_error(hidden.grad, 3 * of_hidden) < tolerance
     assert rms_error(weight.grad, 3 * of_weight) < tolerance
+
+
+def test_the_likeliest_token_comes_from_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets, mask = example(3, 7, 6, 11, torch.float64)
+    monkeypatch.setattr(readout, "LEAST_ROWS", 6)
+    monkeypatch.setattr(readout, "CHUNK_ELEMENTS", 1)
+    total, choice = cross_entropy_and_choice(hidden, weight, targets, mask)
+    assert torch.equal(choice, (hidden @ weight.T).argmax(dim=-1))
+    total.backward()
+    gradient, hidden.grad = hidden.grad, None
+    plain = linear_cross_entropy(hidden, weight, targets, mask, reduction="sum")
+    plain.backward()
+    assert torch.equal(total, plain)
+    assert gradient is not None
+    assert torch.equal(gradient, hidden.grad if hidden.grad is not None else torch.empty(0))
+    assert not choice.requires_grad
+    _, first = cross_entropy_and_choice(torch.zeros(1, 2, 6), weight.detach().float(), targets[:1, :2])
+    assert first.tolist() == [[0, 0]]  # of equally likely ones
 
 
 def test_gradcheck() -> None:

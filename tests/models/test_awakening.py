@@ -65,8 +65,9 @@ def after_updates(operation: Operation, n: int, decay: float = 0.0) -> list[dict
         rows = torch.randint(V, (B, T + 1), generator=generator)
         batch = Batch(tokens=rows[:, :-1], targets=rows[:, 1:])
         optimizer.zero_grad()
-        ce, penalty = losses(model, model, batch, CPU, "fp32")
-        (ce / target_weight([batch]) + (0 if penalty is None else penalty)).backward()
+        charged = losses(model, model, batch, CPU, "fp32")
+        penalty = 0 if charged.penalty is None else charged.penalty
+        (charged.ce / target_weight([batch]) + penalty).backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         top = max(float(gradient.abs().max()) for gradient in gradients)
         for gradient in gradients:

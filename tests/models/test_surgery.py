@@ -259,7 +259,7 @@ def test_nothing_that_is_given_is_changed_or_shared():
         f"{name}/{kind}": tensor.clone() for name, tensor in weights.items() for kind in ("exp_avg", "exp_avg_sq")
     }
     copies = {name: tensor.clone() for name, tensor in {**weights, **moments}.items()}
-    probe = torch.randint(V, (2, T + 1))
+    probe = torch.randint(V, (2, T)), torch.randint(V, (2, T))
     for grafts in ((), (AddHeads(),), (RemoveHeads(heads=(1,)), SwitchAttention(attention=SoftmaxConfig()))):
         found = graft(config, weights, *grafts, moments=moments, probe=probe)
         for tensor in (*found.weights.values(), *found.moments.values()):
@@ -320,7 +320,7 @@ def test_moments_follow_their_heads_and_fresh_ones_are_zero():
 
 def test_the_probe_measures_what_has_changed():
     config, weights = gpt(), generic(gpt())
-    probe = torch.randint(V, (3, T + 1), generator=torch.Generator().manual_seed(2))
+    tokens, targets = probe = torch.randint(V, (2, 3, T), generator=torch.Generator().manual_seed(2)).unbind()
     found = graft(config, weights, AddHeads(), probe=probe)
     models = []
     for of, values in ((config, weights), (found.config, found.weights)):
@@ -328,8 +328,8 @@ def test_the_probe_measures_what_has_changed():
         with torch.no_grad():
             for name, tensor in tensors_of(model).items():
                 tensor.copy_(values[name])
-            models.append(model.logits(probe[:, :-1]))
-    picked = [m.log_softmax(-1).gather(2, probe[:, 1:, None]).mean() for m in models]
+            models.append(model.logits(tokens))
+    picked = [m.log_softmax(-1).gather(2, targets[..., None]).mean() for m in models]
     assert found.report.max_logit_change == pytest.approx(float((models[1] - models[0]).abs().max()), rel=1e-12)
     assert found.report.ce_change == pytest.approx(float(picked[0] - picked[1]), rel=1e-9)
     assert graft(config, weights, AddHeads()).report.max_logit_change is None

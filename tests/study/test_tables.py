@@ -16,7 +16,8 @@ from winnow import load_study
 from winnow.study import api
 from winnow.study.compare import Comparison, compare
 from winnow.study.plan import save_plan
-from winnow.study.tables import FORMATS, rows, table, verdict_lines
+from winnow.study.table_text import FORMATS
+from winnow.study.tables import rows, table, verdict_lines
 
 
 def found(folder: Path) -> Comparison:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from winnow.config import watch_reads
 from winnow.errors import InputError
-from winnow.tasks import BPEConfig, BytesConfig, CorpusConfig, Task, TaskConfig, Validation
+from winnow.tasks import BPEConfig, BytesConfig, CorpusConfig, Score, Task, TaskConfig, Validation
+from winnow.tasks.windows import Windows
 
 REAL_TEXTS = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -120,6 +121,7 @@ def test_validation_predicts_every_token_once_for_any_batching(texts: Path) -> N
         validation = task.validation(n)
         assert validation.n_tokens == validation.n_bytes == n
         found = [predicted(validation, rows) for rows in (1, 3, 100)]
+        assert isinstance(validation, Windows)
         assert found[0] == found[1] == found[2] == validation.stream[1:].tolist()
         assert all(batch.tokens.shape[1] == 16 for batch in validation.batches(3))
     first = next(iter(task.validation(160).batches(10)))
@@ -130,7 +132,9 @@ def test_validation_predicts_every_token_once_for_any_batching(texts: Path) -> N
 
 def test_bits_per_byte_of_a_uniform_model_is_eight(texts: Path) -> None:
     validation = corpus(texts / "*.txt").validation(200)
-    assert validation.bits_per_byte(200 * math.log(256)) == pytest.approx(8, abs=1e-12)
+    found = validation.metrics(Score(ce=200 * math.log(256), targets=200))
+    assert found["val/bpb"] == pytest.approx(8, abs=1e-12)
+    assert found["val/ppl"] == pytest.approx(256, rel=1e-12)
 
 
 @pytest.mark.parametrize("n_bytes", [60, 100, 999, 2500])

@@ -17,7 +17,7 @@ from winnow.attention.prune import PolicyConfig, VotesConfig, WindowConfig
 from winnow.config import input_errors
 from winnow.errors import InputError
 from winnow.records.store import RunStore
-from winnow.train.evaluate import evaluate, pruned_ce
+from winnow.train.evaluate import evaluate, pruned_ce, prunings
 from winnow.train.loop import Loop
 
 SELECTIVE = {"model__attention": {"kind": "selective"}, "model__positions": "rotary"}
@@ -119,9 +119,17 @@ def test_what_is_refused(text: Path, prune, message: str, key: str) -> None:
     assert error.key == key
 
 
-def test_residual_scores_are_refused_when_the_run_is_built(text: Path) -> None:
-    attention = {"kind": "selective", "residual_scores": True}
-    config = make(text, model__n_layers=2, model__attention=attention, evaluation__prune=PRUNE)
-    with pytest.raises(InputError, match="residual scores") as refused:
-        Loop(config, seed=0, device=CPU)
-    assert refused.value.key == "evaluation.prune"
+def test_residual_scores_are_refused_where_the_run_is_written(text: Path) -> None:
+    shared = {"model__n_layers": 2, "model__attention": {"kind": "selective", "residual_scores": True}}
+    with pytest.raises(ValidationError) as refused:
+        make(text, evaluation__prune=PRUNE, **shared)
+    (error,) = input_errors(refused.value)
+    assert error.message.startswith("prune/votes/0.25/ce cannot be measured: under residual scores")
+    assert error.key == "evaluation.prune"
+    felt_by_none = [{"policy": "votes", "keep": [1.0]}]
+    config = make(text, evaluation__prune=felt_by_none, **shared)
+    assert "prune/votes/1/ce" in config.metrics
+    asked = make(text, evaluation__prune=PRUNE, **SELECTIVE).evaluation.prune
+    with pytest.raises(InputError, match="residual scores") as late:  # a mechanism whose config does not say so
+        prunings(asked, Loop(config, seed=0, device=CPU).model, config.task.context)
+    assert late.value.key == "evaluation.prune"

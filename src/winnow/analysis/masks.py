@@ -31,7 +31,7 @@ from winnow.config import Config
 from winnow.errors import InputError
 from winnow.kernels.reference import per_head
 from winnow.tasks.base import Ids
-from winnow.tasks.tokenizer import Tokenizer
+from winnow.tasks.tokenizer import Tokenizer, document
 
 TOP = 10
 """Next tokens that are shown of each position."""
@@ -93,14 +93,8 @@ def tokens_of(trained: Trained, text: str) -> Ids:
     """(n,) ids of a text, an end of document before it. Raises InputError where it is empty or cannot be encoded."""
     if not text:
         raise InputError("the text is empty", mend="give some words")
-    if "\0" in text:
-        raise InputError("the text holds a NUL character, which ends a document", mend="take it out")
-    tokenizer = _tokenizer(trained)
-    try:
-        data = text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the text is not Unicode: {error.reason}", mend="give UTF-8") from None
-    return tokenizer.encode([data])
+    data = document(text)
+    return _tokenizer(trained).encode([data])
 
 
 def _tokenizer(trained: Trained) -> Tokenizer:

@@ -10,7 +10,7 @@ from winnow.analysis.page import render
 from winnow.analysis.reports import counts
 from winnow.analysis.sections import ClaimLine
 from winnow.study.agreement import SameComparison, Statement
-from winnow.study.tables import decimals
+from winnow.study.table_text import decimals
 
 
 @dataclass(frozen=True)

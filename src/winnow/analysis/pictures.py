@@ -25,7 +25,14 @@ from winnow.study.compare import Comparison
 from winnow.study.observations import Observations
 from winnow.study.verdict import Verdict
 
-UNITS = {"val/ce": "nats per token", "val/bpb": "bits per byte", "val/ppl": "per token"}
+UNITS = {
+    "val/ce": "nats per token",
+    "val/bpb": "bits per byte",
+    "val/ppl": "per token",
+    "val/error": "% of positions",
+    "val/mask_error": "% of positions of answers",
+    "val/sample_error": "% of texts",
+}
 _CURVES, _DIFFERENCES = 3, 2
 """Revisions of the two kinds of picture: raised when the same numbers are drawn in another way."""
 
@@ -36,7 +43,7 @@ def study_pictures(
     """PNG bytes by file name: `<study>.curves.png`, and `<study>.differences.png` where claims compare pairs.
 
     present: pictures that exist already; one that was drawn from the same numbers is taken as it is. Empty where
-    no run has a value yet.
+    no run has a value yet; a lone value a run makes no curve.
     """
     study = comparison.study
     metric, title = study.endpoint.metric, study.question or study.id
@@ -85,8 +92,8 @@ def study_drawings(comparison: Comparison, store: RunStore) -> dict[str, Drawing
 
 
 def _drawable(curves: list[Curve]) -> bool:
-    """Whether a run has a value yet."""
-    return any(series for curve in curves for series in curve.seeds.values())
+    """Whether there is a line to draw: one value a run, as of what was measured once, is none."""
+    return any(len(series) > 1 for curve in curves for series in curve.seeds.values())
 
 
 def _compared(comparison: Comparison) -> list[Contrast]:

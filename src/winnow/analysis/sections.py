@@ -12,6 +12,7 @@ from winnow.records.run import Finding, RunRecord
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison
 from winnow.study.needs import missing_runs
+from winnow.study.ranking import shown_ranking
 from winnow.study.spec import Study
 from winnow.study.succession import Place
 from winnow.study.tables import effect_and_interval, rows, text_columns
@@ -78,6 +79,8 @@ class Section:
     claims: tuple[ClaimLine, ...]
     heads: Sequence[str] = ()
     arms: Sequence[Sequence[str]] = ()
+    ranking: str = ""
+    """How to read the letters of the arms' table, or why there are none; empty where none are shown."""
     drawings: Mapping[str, Drawing] | None = None
     metric: str = ""
     findings: tuple[Finding, ...] = ()
@@ -107,7 +110,8 @@ def section(
     study = comparison.study
     records = [record for by_seed in comparison.runs.values() for record in by_seed.values()]
     new, old = comparison.succession.replaced_by, comparison.succession.replaces
-    heads, arms = text_columns(comparison, rows(comparison))
+    order = shown_ranking(comparison) if records else None
+    heads, arms = text_columns(comparison, rows(comparison), order)
     known = None
     if records and study.file is not None:
         known = known_commits(study.folder, {made.commit for r in records if (made := r.provenance).commit})
@@ -119,6 +123,7 @@ def section(
         claims=tuple(claim_line(study, verdict) for verdict in comparison.verdicts),
         heads=heads,
         arms=arms,
+        ranking="" if order is None else order.text,
         drawings=study_drawings(comparison, store),
         metric=study.endpoint.metric,
         findings=tuple(_placed(finding) for finding in comparison.findings),

@@ -18,6 +18,7 @@ from winnow.records.store import RunStore
 from winnow.tasks.base import Task
 from winnow.train.checkpoint import load_newest, weights_digest
 from winnow.train.config import RunConfig
+from winnow.train.evaluate import held_out
 from winnow.train.loop import build_model, build_task
 from winnow.train.losses import tensors_of
 
@@ -42,7 +43,7 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
     """The run with the weights that it ended with.
 
     key: the option that named it. Raises InputError where the run has no record, no checkpoint of its end or a damaged
-    one, uses files of its own, or reads a text that has changed since.
+    one, uses files of its own, is of a model without attention heads, or reads a text that has changed since.
     """
     record = store.record(digest)
     if record is None or not record.watched:
@@ -59,6 +60,10 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
         what = f"its newest, of step {found.snapshot.step}, is an earlier one"
         raise InputError(f"run {digest} has no checkpoint of its end here: {what}", key=key, mend="run its study again")
     config = RunConfig.model_validate(record.config)
+    kind = config.grown.kind
+    if not config.grown.decodes:
+        what = f"run {digest} is of kind {kind!r}, which has no heads to look at and no cache to decode with"
+        raise InputError(what, key=key, mend="give a run of a gpt")
     task = build_task(config.task)[0]
     if task.digest != record.data:
         what = f"the text of run {digest} has changed since"
@@ -73,8 +78,8 @@ def read_trained(store: RunStore, digest: str, *, key: str | None = None) -> Tra
 def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -> list[Heads]:
     """q, k, v of every attention layer at the run's final weights, fp32.
 
-    On the first `rows` windows of `length` tokens of the validation text, each read as one document. Raises InputError
-    as `read_trained`, or where the run has a shorter context.
+    On the first `length` tokens of the first `rows` rows of its validation set, each read as one document. Raises
+    InputError as `read_trained`, or where the run has a shorter context or shorter rows.
     """
     trained = read_trained(store, digest, key="--inputs")
     context = trained.config.task.context
@@ -88,9 +93,12 @@ def trained_heads(store: RunStore, digest: str, length: int, *, rows: int = 1) -
     for path, module in trained.model.named_modules():
         if isinstance(module, Attention):
             module.register_forward_pre_hook(partial(_look, path, found))
-    batch = next(trained.task.validation(rows * context).batches(rows))
+    tokens = next(held_out(trained.task, trained.config.evaluation).batches(rows)).tokens
+    if tokens.shape[1] < length:
+        what, mend = f"the validation rows of run {digest} have {tokens.shape[1]} tokens", f"up to {tokens.shape[1]}"
+        raise InputError(what, key="--inputs", mend=f"ask for lengths {mend}")
     with torch.no_grad():
-        trained.model(batch.tokens[:, :length])
+        trained.model(tokens[:, :length])
     return found
 
 

@@ -151,6 +151,11 @@ class AttentionConfig(Variant):
         """Whether its modules vote against keys: see `Attention.voting`."""
         return False
 
+    @property
+    def needs_all_keys(self) -> bool:
+        """Whether no layer may drop a key: see `Attention.needs_all_keys`."""
+        return False
+
     def fits(self, shape: Shape) -> None:
         """Raises InputError, with the key below this table, where the mechanism cannot be built for such sizes.
 

@@ -101,9 +101,14 @@ class PolicyConfig(Variant):
                 key="policy",
                 mend="use window or h2o",
             )
-        found = self.bound(budget, context, bos_last=rule is not None and rule.protect_bos)
+        bos_last = rule is not None and rule.protect_bos
+        return self.bound(budget, context, bos_last=bos_last) if self.binds(budget, context) else Everything(context)
+
+    def binds(self, budget: int, context: int) -> bool:
+        """Whether any query of `context` tokens feels the budget."""
+        found = self.bound(budget, context, bos_last=False)
         # A query sees the budget and itself, or the budget with itself: the last one is the first to miss a key.
-        return found if budget < (context - 1 if found.evicts else context) else Everything(context)
+        return found.binds and budget < (context - 1 if found.evicts else context)
 
     @abstractmethod
     def bound(self, budget: int, context: int, *, bos_last: bool) -> Policy:

@@ -114,8 +114,14 @@ def generate(
         return
     kept = sorted({layer.policy.budget for layer in cache.layers.values()})
     keys = f"{kept[0]}" if len(kept) == 1 else f"{kept[0]} to {kept[-1]}"
+    hides = any(layer.policy.hides for layer in cache.layers.values())
+    what = (
+        f"cache of all {context} keys a layer, of which a query reads {keys}"
+        if hides
+        else (f"cache of {keys} of {context} keys a layer")
+    )
     output.note(
-        f"cache of {keys} of {context} keys a layer: {output.size(cache.bytes)}, "
+        f"{what}: {output.size(cache.bytes)}, "
         f"{cache.bytes / cache.full_bytes:.3g} of a full one; {drawn} tokens, {speed:.3g} tokens/s"
     )
 
@@ -169,10 +175,16 @@ def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> Sam
 
 def _encoded(trained: Trained, texts: list[str]) -> tuple[list[list[int]], int]:
     """Ids of every prompt, after an end of document; and that one's id."""
+    from winnow.tasks.tokenizer import document
+
     tokenizer = trained.task.tokenizer
     if tokenizer is None:
-        raise InputError("the run's tokens are no text", key="RUN")
-    ids = [tokenizer.encode([text.encode()]).tolist() for text in texts]
+        mend = "give a run of a `corpus` task whose tokenizer is known"
+        raise InputError("the run was not trained on text that goes on", key="RUN", mend=mend)
+    try:
+        ids = [tokenizer.encode([document(text)]).tolist() for text in texts]
+    except InputError as error:
+        raise InputError(error.message, key="--prompt", mend=error.mend) from error
     return ids, int(tokenizer.encode([b""])[0])
 
 

@@ -220,8 +220,8 @@ def _read(source: str, store: Path | None) -> Foreign:
     return read_weights(records.path(digest))
 
 
-def _probe(found: Foreign, seed: int) -> Tensor:
-    """Rows of random tokens, one more in each than the model is shown."""
+def _probe(found: Foreign, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of random tokens, and the next token of each."""
     import torch
 
     from winnow.config import stream
@@ -230,7 +230,8 @@ def _probe(found: Foreign, seed: int) -> Tensor:
     rows, most = _PROBE
     shape = torch.Size((rows, min(found.context, most) + 1))
     draws = (uniform(stream(seed, "probe"), shape).double() + 1) / 2
-    return (draws * found.vocab_size).long().clamp(max=found.vocab_size - 1)
+    rows_of = (draws * found.vocab_size).long().clamp(max=found.vocab_size - 1)
+    return rows_of[:, :-1], rows_of[:, 1:]
 
 
 def _say(report: SurgeryReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,9 @@ import typer
 from winnow.errors import InputError
 
 if TYPE_CHECKING:
+    from winnow.notebook.execute import Source
     from winnow.records.store import RunStore
+    from winnow.study.succession import Successions
 
 STUDIES, VERDICTS, RUNS, NOTEBOOKS, MODELS, UPKEEP = (
     "Studies",
@@ -89,6 +92,27 @@ def open_store(store: Path | None, beside: Path | None = None) -> RunStore:
     from winnow.records.store import RunStore, find_store
 
     return RunStore(find_store(store, beside=beside))
+
+
+def open_recorded(
+    file: Path, settings: list[str] | None, only: str | None, store: Path | None
+) -> tuple[Source, RunStore, Successions]:
+    """The studies of a file, the store of their runs, and which studies replace which.
+
+    Raises InputError where `--set` makes an unknown study.
+    """
+    from winnow.notebook.execute import open_source
+    from winnow.study.plan import load_plan
+    from winnow.study.succession import Successions
+
+    source = open_source(file, changes_of(settings), only)
+    records = open_store(store, beside=file)
+    for study in source.studies if settings else ():
+        if study.runs == "winnow" and load_plan(records, study) is None:
+            message = f"study {study.id!r} has no plan with these settings in {records.root}"
+            given = " ".join(f"--set {shlex.quote(text)}" for text in settings or ())
+            raise InputError(message, file=file, mend=f"give `winnow run` or `winnow check` first, with {given} too")
+    return source, records, Successions(records, source.studies, file=source.path, declared=source.declared)
 
 
 def find_run(store: RunStore, text: str) -> str:

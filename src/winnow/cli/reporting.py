@@ -11,7 +11,6 @@ from urllib.parse import quote
 import typer
 
 from winnow.cli import options, output
-from winnow.cli.verdicts import open_recorded
 from winnow.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def report(
     if named is not None and only not in (None, named):
         raise InputError(f"{what!r} is one study already", key="--only", mend="leave --only out")
     only = named or only
-    source, records, successions = open_recorded(file, settings, only, store)
+    source, records, successions = options.open_recorded(file, settings, only, store)
     path = out or _page_path(source, only)
     check_target(path)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from winnow.notebook.execute import Source
     from winnow.records.run import Finding
     from winnow.records.store import RunStore
+    from winnow.study.grid import Grid
     from winnow.study.parents import Parents
     from winnow.study.spec import Study
 
@@ -182,12 +183,15 @@ def check(
     parents = Parents(records, source.studies[0].changes)
     for study in source.studies:
         findings, refusal = _audited(study, records, trust, parents)
-        reports.append({"study": study.id, "arms": list(study.arms), "findings": [item.dump() for item in findings]})
+        report = {"study": study.id, "arms": list(study.arms), "findings": [item.dump() for item in findings]}
+        reports.append(report if study.grid is None else {**report, "grid": study.grid.plain()})
         if refusal is not None:
             refusals.append(refusal)
         if not as_json:
             arms, claims = _many(len(study.arms), "arm"), _many(len(study.claims), "claim")
             output.say(f"{output.bold(study.id)}: {arms}, {claims}, {_many(len(study.seeds), 'seed')}")
+            if study.grid is not None:
+                output.say(f"  {_grid_line(study, study.grid)}")
             for item in findings:
                 output.say(f"  {finding_line(item.severity, item.rule, item.message, item.where, item.mend)}")
             if not findings:
@@ -298,6 +302,13 @@ def _audited(
         return findings, error
     register_plan(study, records, plan)
     return findings, None
+
+
+def _grid_line(study: Study, grid: Grid) -> str:
+    """For example "grid: 4 attn x 4 qkv = 16 combinations, 2 dropped by the filter: 14 arms, at most 140 runs"."""
+    dropped = f", {len(grid.dropped)} dropped by the filter" if grid.dropped else ""
+    runs = _many(len(grid.points) * study.looks[-1], "run")
+    return f"grid: {grid.sizes()}{dropped}: {_many(len(grid.points), 'arm')}, at most {runs}"
 
 
 def _many(number: int, noun: str) -> str:

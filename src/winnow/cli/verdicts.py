@@ -1,9 +1,7 @@
-"""Commands that judge what was recorded: compare, why, table, plot, judge, aa."""
+"""Commands that judge what was recorded: compare, why, plot, judge, aa."""
 
 from __future__ import annotations
 
-import shlex
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,23 +9,13 @@ import typer
 
 from winnow.cli import options, output
 from winnow.cli.judge import judge
+from winnow.cli.table import table
 from winnow.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from winnow.notebook.execute import Source
     from winnow.records.store import RunStore
     from winnow.study.spec import Study
-    from winnow.study.succession import Successions
     from winnow.study.verdict import Verdict
-
-
-class Format(StrEnum):
-    """How a table is written."""
-
-    MARKDOWN = "markdown"
-    CSV = "csv"
-    LATEX = "latex"
-    JSON = "json"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +23,7 @@ def register(app: typer.Typer) -> None:
     for name, command, example in (
         ("compare", compare, "winnow compare examples/quickstart.toml"),
         ("why", why, "winnow why examples/quickstart.toml selective"),
-        ("table", table, "winnow table examples/quickstart.toml --format latex"),
+        ("table", table, "winnow table examples/quickstart.toml --add parameters --sort val/ce- --format latex"),
         ("plot", plot, "winnow plot examples/quickstart.toml --out figures"),
         ("judge", judge, "winnow judge results.csv --metric val_loss --arm arm --pair seed"),
         ("aa", split_half, "winnow aa examples/quickstart.toml"),
@@ -56,7 +44,7 @@ def compare(
     from winnow.study.compare import compare as compare_study
     from winnow.study.compare import plain
 
-    source, records, successions = open_recorded(file, settings, only, store)
+    source, records, successions = options.open_recorded(file, settings, only, store)
     found = [compare_study(study, records, successions) for study in source.studies]
     if as_json:
         output.say_json([plain(each) for each in found])
@@ -87,7 +75,7 @@ def why(
     from winnow.study.compare import compare as compare_study
 
     study, name = claim.split("/", 1) if "/" in claim else (None, claim)
-    source, records, successions = open_recorded(file, settings, only or study, store)
+    source, records, successions = options.open_recorded(file, settings, only or study, store)
     owners = [each for each in source.studies if any(known.id == name for known in each.claims)]
     if not owners:
         known = [known.id for each in source.studies for known in each.claims]
@@ -102,31 +90,6 @@ def why(
         return
     for line in [*verdict_lines(verdict), "", *working_lines(verdict)]:
         output.say(line)
-
-
-def table(
-    file: options.StudyFile,
-    form: Annotated[Format, typer.Option("--format", "-f", help="How the table is written.")] = Format.MARKDOWN,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option("--metric", "-m", metavar="NAME", help="Recorded metrics instead, such as 'inside/*/live'."),
-    ] = None,
-    settings: options.Changes = None,
-    only: options.Only = None,
-    store: options.Store = None,
-) -> None:
-    """The arms of a study and their numbers, for a paper or a program."""
-    from winnow.study.compare import compare as compare_study
-    from winnow.study.metric_table import metric_table
-    from winnow.study.tables import table as study_table
-
-    source, records, successions = open_recorded(file, settings, only, store)
-    found = [compare_study(study, records, successions) for study in source.studies]
-    texts = [metric_table(each, metric, form.value) if metric else study_table(each, form.value) for each in found]
-    if form is Format.JSON and len(texts) > 1:
-        output.say(f"[{', '.join(text.strip() for text in texts)}]")
-        return
-    output.say("\n\n".join(text.strip("\n") for text in texts))
 
 
 def plot(
@@ -144,7 +107,7 @@ def plot(
     from winnow.records.files import make_folder, write_atomic
     from winnow.study.compare import compare as compare_study
 
-    source, records, successions = open_recorded(file, settings, only, store)
+    source, records, successions = options.open_recorded(file, settings, only, store)
     folder = out if out is not None else file.parent
     if out is not None:
         make_folder(out)
@@ -173,7 +136,7 @@ def split_half(
     as_json: options.Json = False,
 ) -> None:
     """A/A check on your own baseline: how often are random halves of equal runs called different?"""
-    source, records, _ = open_recorded(file, settings, only, store)
+    source, records, _ = options.open_recorded(file, settings, only, store)
     found = {study.id: _split(study, records, n, splits) for study in source.studies}
     if as_json:
         output.say_json({name: {**vars(each), "calibrated": each.calibrated} for name, each in found.items()})
@@ -208,28 +171,3 @@ def _split(study: Study, records: RunStore, n: int | None, splits: int) -> Any:
     known = ledger(records.records().values(), [metric])
     prior = known.prior(noise_key(finished[0], metric), {arm_identity(finished[0])})
     return judge_splits(values, n, rule=study.rule, prior=prior, splits=splits)
-
-
-def open_recorded(
-    file: Path, settings: list[str] | None, only: str | None, store: Path | None
-) -> tuple[Source, RunStore, Successions]:
-    """The studies of a file, the store of their runs, and which studies replace which.
-
-    Raises InputError where `--set` makes an unknown study.
-    """
-    """The studies of a file, the store of their runs, and which studies replace which.
-
-    Raises InputError where `--set` makes an unknown study.
-    """
-    from winnow.notebook.execute import open_source
-    from winnow.study.plan import load_plan
-    from winnow.study.succession import Successions
-
-    source = open_source(file, options.changes_of(settings), only)
-    records = options.open_store(store, beside=file)
-    for study in source.studies if settings else ():
-        if study.runs == "winnow" and load_plan(records, study) is None:
-            message = f"study {study.id!r} has no plan with these settings in {records.root}"
-            given = " ".join(f"--set {shlex.quote(text)}" for text in settings or ())
-            raise InputError(message, file=file, mend=f"give `winnow run` or `winnow check` first, with {given} too")
-    return source, records, Successions(records, source.studies, file=source.path, declared=source.declared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, cast
 
 from jaxtyping import Float, Int
@@ -17,9 +17,10 @@ from winnow.attention.prune import NoneConfig, PolicyConfig
 from winnow.config import Variant
 from winnow.errors import InputError
 from winnow.models.presets import expand
+from winnow.parameters import Role, parameter_table
 
 Facts = dict[str, int]
-"""`parameters`, `trainable`, `flops_per_token`, `kv_bytes_per_token`."""
+"""`parameters`, `trainable`, `flops_per_token` and, of a model that decodes, `kv_bytes_per_token`."""
 
 
 class Output(NamedTuple):
@@ -45,6 +46,21 @@ class ModelConfig(Variant):
         """Whether any layer votes against keys."""
         return False
 
+    @property
+    def causal(self) -> bool:
+        """Whether no position sees a later one. False: the model would read the next tokens that it is to predict."""
+        return True
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the model reads token by token with a cache of keys: only then can it be pruned and write text."""
+        return True
+
+    @property
+    def needs_all_keys(self) -> bool:
+        """Whether no layer may drop a key."""
+        return False
+
     @abstractmethod
     def build(self, vocab_size: int, context: int) -> Model:
         """A model with uninitialised parameters for sequences of up to `context` tokens.
@@ -55,6 +71,9 @@ class ModelConfig(Variant):
 
 class Model(nn.Module):
     """Tokens in, hidden states out."""
+
+    causal: bool = True
+    """See `ModelConfig.causal`."""
 
     def cache(
         self,
@@ -122,5 +141,20 @@ class Model(nn.Module):
 
         parameters: all numbers, a shared one once; trainable: those that need gradients;
         flops_per_token: floating-point operations of a training step, forward and backward, per token;
-        kv_bytes_per_token: decoding state of all layers in fp32, per token of the context.
+        kv_bytes_per_token: decoding state of all layers in fp32, per token of the context; only where it decodes.
         """
+
+
+def cost(model: Model, *, multiplied: Collection[Role], own: int) -> Facts:
+    """The facts that follow from the parameters.
+
+    multiplied: roles of the weights that each token is multiplied by, six operations each; own: operations of a token
+    that no parameter has a part in.
+    """
+    parameters = dict(model.named_parameters())
+    weights = sum(parameters[name].numel() for name, spec in parameter_table(model).items() if spec.role in multiplied)
+    return {
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "trainable": sum(p.numel() for p in parameters.values() if p.requires_grad),
+        "flops_per_token": 6 * weights + own,
+    }

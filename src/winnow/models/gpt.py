@@ -22,9 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from winnow.attention import AttentionConfig, Mixed, MixerState, Shape, SoftmaxConfig, mixer_state
 from winnow.attention.cache import KVCache, LayerCache
 from winnow.errors import InputError
-from winnow.models.base import Facts, Model, ModelConfig, Output
+from winnow.models.base import Facts, Model, ModelConfig, Output, cost
 from winnow.models.layers import MLP, Activation, LayerNormConfig, NormConfig, Table
-from winnow.parameters import parameter_table
 
 
 @final
@@ -109,6 +108,10 @@ class GPTConfig(ModelConfig):
     @property
     def casts_votes(self) -> bool:
         return self.attention.casts_votes
+
+    @property
+    def needs_all_keys(self) -> bool:
+        return self.attention.needs_all_keys
 
     def build(self, vocab_size: int, context: int) -> GPT:
         return GPT(self, vocab_size, context)
@@ -215,15 +218,10 @@ class GPT(Model):
         (softmax: 12 n_heads d_head context), as Chowdhery et al. 2022, appendix B. Not counted: norms, biases, GELU,
         softmax, embedding lookup, optimizer.
         """
-        parameters = dict(self.named_parameters())
-        multiplied = {"matrix", "residual", "readout"} | ({"embedding"} if self.readout is None else set())
-        weights = sum(
-            parameters[name].numel() for name, spec in parameter_table(self).items() if spec.role in multiplied
-        )
         mixers = [cast(Block, block).attention for block in self.blocks]
+        readout = "embedding" if self.readout is None else "readout"
+        own = sum(mixer.flops_per_token(context) for mixer in mixers)
         return {
-            "parameters": sum(p.numel() for p in parameters.values()),
-            "trainable": sum(p.numel() for p in parameters.values() if p.requires_grad),
-            "flops_per_token": 6 * weights + sum(mixer.flops_per_token(context) for mixer in mixers),
+            **cost(self, multiplied=("matrix", "residual", readout), own=own),
             "kv_bytes_per_token": sum(mixer.state_bytes(context) for mixer in mixers) // context,
         }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from winnow.config import Variant
 from winnow.kernels.linear import Linear
-from winnow.parameters import declare, spec
+from winnow.parameters import STD, declare, spec
 
 Activation = Literal["gelu_tanh", "gelu"]
 """gelu_tanh: x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, GPT-2's; gelu: x Phi(x), which that approximates."""
@@ -127,10 +127,12 @@ class Table(nn.Module):
 
     weight: nn.Parameter
 
-    def __init__(self, n: int, d_model: int, role: Literal["embedding", "position", "readout"]) -> None:
+    def __init__(
+        self, n: int, d_model: int, role: Literal["embedding", "position", "readout"], *, std: float = STD
+    ) -> None:
         super().__init__()
         fans = (d_model, n) if role == "readout" else (n, d_model)
-        declare(self, "weight", (n, d_model), spec(role, *fans))
+        declare(self, "weight", (n, d_model), spec(role, *fans, std=std))
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         return F.embedding(index, self.weight)

@@ -105,12 +105,12 @@ def operate(
     context: int,
     seed: int,
     moments: Mapping[str, Tensor] | None = None,
-    probe: Int[Tensor, "B T1"] | None = None,
+    probe: tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]] | None = None,
 ) -> Operation:
     """The model after all grafts, in their order. Nothing that is given is changed or shared.
 
     weights: every parameter and persistent buffer of `config` by name; moments: `NAME/exp_avg` and the like; probe:
-    rows of tokens, each a context and the token after it: what the old and the new model make of them is compared.
+    rows of tokens and their targets: what the old and the new model make of them is compared.
     Raises InputError where weights or moments are not those of the model, or a graft does not fit.
     """
     start = layout(config, vocab_size, context)
@@ -212,13 +212,14 @@ def _measured(
     new: tuple[ModelConfig, Mapping[str, Tensor]],
     vocab_size: int,
     context: int,
-    probe: Int[Tensor, "B T1"],
+    probe: tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]],
 ) -> tuple[float, float]:
     """Largest change of a logit, and change of the mean cross entropy, a row at a time."""
     models = [filled(config, weights, vocab_size, context).eval() for config, weights in (old, new)]
     change, ce = 0.0, 0.0
-    for row in probe.split(1):
-        logits = [model.logits(row[:, :-1])[0].double() for model in models]
+    tokens, targets = probe
+    for row, target in zip(tokens.split(1), targets, strict=True):
+        logits = [model.logits(row)[0].double() for model in models]
         change = max(change, float((logits[1] - logits[0]).abs().max()))
-        ce += float(F.cross_entropy(logits[1], row[0, 1:]) - F.cross_entropy(logits[0], row[0, 1:])) / len(probe)
+        ce += float(F.cross_entropy(logits[1], target) - F.cross_entropy(logits[0], target)) / len(tokens)
     return change, ce

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from winnow.records.run import Finding, Provenance, RunRecord
 from winnow.study.compare import Comparison
 from winnow.study.needs import missing_runs
+from winnow.study.ranking import shown_ranking
 from winnow.study.succession import Place, Succession
 from winnow.study.tables import table as arms_table
 from winnow.study.verdict import Verdict
@@ -50,7 +51,9 @@ def results_markdown(comparison: Comparison, pictures: Iterable[str], file: Path
         shown = "paired differences" if name.endswith(".differences.png") else "loss curves"
         parts.append(f"![{escape(study.id)}: {shown}]({name})")
     if any(comparison.runs.values()):
-        parts.append(arms_table(comparison, "markdown").rstrip("\n"))
+        order = shown_ranking(comparison)
+        parts.append(arms_table(comparison, "markdown", order).rstrip("\n"))
+        parts.append("" if order is None else escape(order.text))
     if comparison.findings:
         parts.append("\n".join(["Findings:", "", *map(_finding, comparison.findings)]))
     parts.append(_made_with(comparison))

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.records.store import RunStore
 from winnow.study.compare import Comparison, compare
+from winnow.study.ranking import shown_ranking
 from winnow.study.spec import Study
-from winnow.study.tables import Format, rows, table
+from winnow.study.table_text import Format
+from winnow.study.tables import rows, table
 from winnow.study.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ class Results:
         return [row.dump() for row in rows(self.comparison)]
 
     def table(self, form: Format = "markdown") -> str:
-        """The results table as Markdown, CSV, LaTeX or JSON."""
-        return table(self.comparison, form)
+        """The results table as Markdown, CSV, LaTeX, HTML or JSON."""
+        return table(self.comparison, form, shown_ranking(self.comparison))
 
     def curves(self, metric: str | None = None) -> dict[str, dict[int, list[tuple[int, float]]]]:
         """(step, value) of a metric (default: the endpoint) by arm and seed."""

@@ -5,6 +5,7 @@ anything, unless the author wrote `expect = "invalid"`. The others are said and 
 
     rule                  severity   what it means
     equal-arms            invalid    two arms are the same experiment (equal digests)
+    fact-unchanged        invalid    a fact that must change along an axis of the grid does not (`dead_axes`)
     evaluation-overridden invalid    an arm changes what the study measures on
     not-comparable        invalid    arms of a claim are measured on different text, or in tokens of different kinds
     name-collision        invalid    names that differ in case only, or a study id that another file uses
@@ -12,6 +13,8 @@ anything, unless the author wrote `expect = "invalid"`. The others are said and 
     no-control            warning    the control is no arm
     one-seed              warning    nothing can be decided
     no-smallest           warning    a claim that can never be refuted
+    idle-filter           warning    a grid's filter that drops nothing
+    axis-without-trace    notice     an axis of the grid changes nothing that is known of the models (`dead_axes`)
     no-claims             notice     nothing will be decided
     several-settings      notice     arms of a claim differ in more than one setting
     unequal-parameters    notice     arms of a claim differ in size by more than 1 %
@@ -22,7 +25,7 @@ anything, unless the author wrote `expect = "invalid"`. The others are said and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +33,7 @@ from typing import Any, Literal
 
 from winnow.errors import InputError, nearest
 from winnow.records.run import Finding
+from winnow.study.dead_axes import planned_dead_axes
 from winnow.study.plan import Plan, differing
 from winnow.study.spec import Claim, Study
 
@@ -53,6 +57,7 @@ def audit(study: Study, plan: Plan, stored: Plan | None = None) -> tuple[AuditFi
     """
     found = [
         *_equal_arms(study, plan),
+        *_grid(study, plan),
         *_evaluation(study),
         *_not_comparable(study, plan),
         *_collisions(study, stored),
@@ -96,15 +101,35 @@ def _naming(study: Study, *arms: str) -> tuple[str, ...]:
 
 
 def _equal_arms(study: Study, plan: Plan) -> Iterator[AuditFinding]:
-    seed = study.seeds[0]
-    for one, other in combinations([name for name in study.arms if name in plan.arms], 2):
-        if plan.run(one, seed) == plan.run(other, seed):
+    alike: dict[str, list[str]] = {}
+    for name in study.arms:
+        if name in plan.arms:
+            alike.setdefault(plan.run(name, study.seeds[0]), []).append(name)
+    for arms in alike.values():
+        unclaimed = 0
+        for one, other in combinations(arms, 2):
             claims = _naming(study, one, other)
-            message = f"arms {one} and {other} are the same experiment: their settings resolve to the same run"
-            mend = f"change a setting of {other}, or drop it"
-            yield _found(
-                study, "equal-arms", "invalid" if claims else "warning", message, ("arms", other), mend, claims
-            )
+            if claims or len(arms) == 2:
+                severity = "invalid" if claims else "warning"
+                yield _found(study, *_equal(severity, [one, other]), claims)
+            else:
+                unclaimed += 1
+        if unclaimed:
+            yield _found(study, *_equal("warning", arms))
+
+
+def _equal(severity: Severity, arms: Sequence[str]) -> tuple[str, Severity, str, tuple[str, ...], str]:
+    *most, last = arms
+    message = f"arms {', '.join(most)} and {last} are the same experiment: their settings resolve to the same run"
+    return "equal-arms", severity, message, ("arms", last), f"change a setting of {last}, or drop it"
+
+
+def _grid(study: Study, plan: Plan) -> Iterator[AuditFinding]:
+    if study.grid is not None and study.grid.filter is not None and not study.grid.dropped:
+        message = f"the filter {study.grid.filter!r} drops none of the grid's combinations"
+        yield _found(study, "idle-filter", "warning", message, ("grid", "filter"), "correct it, or leave it out")
+    for finding, claims in planned_dead_axes(study, plan):
+        yield AuditFinding(finding, claims, refused=finding.severity == "invalid")
 
 
 def _evaluation(study: Study) -> Iterator[AuditFinding]:
@@ -138,8 +163,10 @@ def _not_comparable(study: Study, plan: Plan) -> Iterator[AuditFinding]:
 
 def _collisions(study: Study, stored: Plan | None) -> Iterator[AuditFinding]:
     for kind, names in (("arms", list(study.arms)), ("claims", [claim.id for claim in study.claims])):
-        for one, other in combinations(names, 2):
-            if one.casefold() == other.casefold():
+        seen: dict[str, str] = {}
+        for other in names:
+            one = seen.setdefault(other.casefold(), other)
+            if one != other:
                 message = f"{kind[:-1]} names {one!r} and {other!r} differ in case only"
                 yield _found(study, "name-collision", "invalid", message, (kind, other), "rename one", refused=True)
     if stored is None or stored.file is None or study.file is None:

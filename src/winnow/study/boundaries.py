@@ -78,14 +78,38 @@ def bounds(design: Design, alpha: float) -> tuple[float, ...]:
         found = None if row is None else row.get(_level(alpha))
         if found is not None:
             return tuple(found[: len(design.sizes)])
-    path = _cache_path(design, alpha)
-    try:
-        return tuple(float(c) if c is not None else math.inf for c in json.loads(path.read_text()))
-    except (OSError, ValueError):
-        pass  # not there, or torn by a crash: it is only a cache
+    cached = _prepared.get((design, alpha, DRAWS)) or _cached(design, alpha)
+    if cached is not None:
+        return cached
     computed = simulate(design, [alpha], DRAWS)[0]
-    _keep(path, json.dumps([c if math.isfinite(c) else None for c in computed]))
+    _keep(_cache_path(design, alpha), computed)
     return computed
+
+
+_prepared: dict[tuple[Design, float, int], tuple[float, ...]] = {}
+"""What `prepare` has computed, by the draws too."""
+
+
+def prepare(design: Design, alphas: Sequence[float]) -> None:
+    """Make the multipliers of many levels known by one simulation, where `multiplier` would simulate each."""
+    if not design.lenders and len(design.declared) == 1 and design.declared[0] == design.last:
+        return
+    missing = [alpha for alpha in alphas if not _known(design, alpha)]
+    if len(missing) > 1:
+        if design.lenders:
+            prepare(replace(design, prior=0, lenders=0), missing)
+        for alpha, computed in zip(missing, simulate(design, missing, DRAWS), strict=True):
+            _prepared[design, alpha, DRAWS] = computed
+            _keep(_cache_path(design, alpha), computed)
+
+
+def _known(design: Design, alpha: float) -> bool:
+    if (design, alpha, DRAWS) in _prepared or (design.standard and _level(alpha) in _shipped().get(_name(design), {})):
+        return True
+    cached = _cached(design, alpha)
+    if cached is not None:
+        _prepared[design, alpha, DRAWS] = cached
+    return cached is not None
 
 
 def simulate(design: Design, alphas: Sequence[float], draws: int = DRAWS, seed: int = 0) -> list[tuple[float, ...]]:
@@ -262,7 +286,16 @@ def _cache_path(design: Design, alpha: float) -> Path:
     return root / "winnow" / "boundaries" / f"{name}.json"
 
 
-def _keep(path: Path, text: str) -> None:
+def _cached(design: Design, alpha: float) -> tuple[float, ...] | None:
+    try:
+        found = json.loads(_cache_path(design, alpha).read_text())
+        return tuple(float(c) if c is not None else math.inf for c in found)
+    except (OSError, ValueError):
+        return None  # not there, or torn by a crash: it is only a cache
+
+
+def _keep(path: Path, computed: Sequence[float]) -> None:
+    text = json.dumps([c if math.isfinite(c) else None for c in computed])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")

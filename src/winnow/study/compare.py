@@ -15,6 +15,7 @@ from winnow.errors import InputError
 from winnow.records.run import Finding, RunRecord
 from winnow.records.store import RunStore
 from winnow.study.budget import budget_of
+from winnow.study.dead_axes import recorded_dead_axes
 from winnow.study.events import RunKey
 from winnow.study.ledger import arm_identity, ledger, noise_key
 from winnow.study.mixture import Runs, Unsound, unlike
@@ -187,7 +188,7 @@ def judge(study: Study, plan: Plan, runs: Runs, store: RunStore, problems: list[
     for finding in problems:
         if finding.severity == "invalid" and finding.where is not None:
             invalid.setdefault(finding.where, f"{finding.where}: {finding.message}")
-    for finding, claims in (*_unsound(study, ended), *unlike(study, ended, store)):
+    for finding, claims in (*_unsound(study, ended), *recorded_dead_axes(study, ended), *unlike(study, ended, store)):
         findings.append(finding)
         for name in claims:
             invalid.setdefault(name, finding.message)

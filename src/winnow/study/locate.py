@@ -10,8 +10,8 @@ import bisect
 import json
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,12 @@ class KeyLines:
     file: str | None = None
     text: str = ""
     first_line: int = 1
+    elsewhere: Mapping[KeyPath, Sequence[KeyPath]] = field(default_factory=dict[KeyPath, Sequence[KeyPath]])
+    """Where that stands which the text only implies, by the first two parts of its path: the arms of a grid, say."""
+
+    def implying(self, elsewhere: Mapping[KeyPath, Sequence[KeyPath]]) -> KeyLines:
+        """With more places of what is only implied."""
+        return replace(self, elsewhere={**self.elsewhere, **elsewhere})
 
     @cached_property
     def lines(self) -> dict[KeyPath, int]:
@@ -36,15 +42,30 @@ class KeyLines:
         return _Scanner(self.text.replace("\r\n", "\n"), self.first_line).scan()
 
     def depth(self, path: Sequence[str]) -> int:
-        """How many leading parts of `path` are written in the text."""
-        for length in range(len(path), 0, -1):
-            if tuple(path[:length]) in self.lines:
-                return length
-        return 0
+        """How many leading parts of `path` are written in the text, or implied by it."""
+        return self._found(path)[0]
 
     def line(self, path: Sequence[str]) -> int | None:
         """Line of the key, or of the nearest table around it that is written; None where there is none."""
-        return self.lines.get(tuple(path[: self.depth(path)]))
+        return self.lines.get(self._found(path)[1])
+
+    def _found(self, path: Sequence[str]) -> tuple[int, KeyPath]:
+        """(how many leading parts of the path are known, what is written for them)."""
+        found = self._written(path)
+        best = (len(found), found)
+        for place in self.elsewhere.get(tuple(path[:2]), ()):
+            written = self._written((*place, *path[2:]))
+            known = 2 + len(written) - len(place)
+            if len(written) >= len(place) and known > best[0]:
+                best = (known, written)
+        return best
+
+    def _written(self, path: Sequence[str]) -> KeyPath:
+        """The leading parts of `path` that are written in the text."""
+        for length in range(len(path), 0, -1):
+            if tuple(path[:length]) in self.lines:
+                return tuple(path[:length])
+        return ()
 
     def where(self, path: Sequence[str]) -> str | None:
         """`file:line` of a key, for a finding."""

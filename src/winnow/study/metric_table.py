@@ -6,8 +6,6 @@ runs recorded of their inside (`inside/0/live`), at penalties or at training los
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from typing import Any
 from winnow.errors import InputError, nearest
 from winnow.study.compare import Comparison
 from winnow.study.noise import moments
-from winnow.study.tables import Format, latex_table, markdown_table
+from winnow.study.table_text import Format, csv_text, text_table
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,7 @@ def metric_table(comparison: Comparison, patterns: Sequence[str], form: Format =
     if form == "json":
         return json.dumps({"study": comparison.study.id, "metrics": plain}, indent=1, ensure_ascii=False) + "\n"
     if form == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["metric", "arm", "n", "mean", "sd"])
-        writer.writerows(["" if value is None else value for value in cell.values()] for cell in plain)
-        return text.getvalue()
+        return csv_text(["metric", "arm", "n", "mean", "sd"], (cell.values() for cell in plain))
     by_place = {(cell.metric, cell.arm): cell for cell in found}
     arms = [arm for arm in comparison.runs if any(cell.arm == arm for cell in found)]
     heads = ["metric", *(f"{arm} (n {max(cell.n for cell in found if cell.arm == arm)})" for arm in arms)]
@@ -92,4 +86,4 @@ def metric_table(comparison: Comparison, patterns: Sequence[str], form: Format =
         [metric, *(by_place[metric, arm].text if (metric, arm) in by_place else "" for arm in arms)]
         for metric in dict.fromkeys(cell.metric for cell in found)
     ]
-    return markdown_table(heads, lines) if form == "markdown" else latex_table(heads, lines)
+    return text_table(heads, lines, form, comparison.study.id)

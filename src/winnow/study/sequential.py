@@ -229,12 +229,11 @@ class Sequencer:
 
         An arm that is bit-identical to another would lend a pair's own noise to itself: copies count once.
         """
-        seen = [_unsigned(differences)]
+        seen = _Seen([_unsigned(differences)])
         found: list[tuple[float, int]] = []
         for other in self.pairs:
             noise = self._pair_noise(other, self._lent(other, count)) if set(other) != set(pair) else None
-            if noise is not None and not _is_copy(noise[0], seen):
-                seen.append(noise[0])
+            if noise is not None and seen.add(noise[0]):
                 found.append((noise[1], len(noise[0]) - 1))
         return found
 
@@ -250,7 +249,7 @@ class Sequencer:
 
     def _other_arms(self, pair: Pair, count: int | None) -> tuple[tuple[float, int], ...]:
         """(variance, degrees of freedom) of the study's other arms; bit-identical ones count once."""
-        seen = [self._arm_values(arm, count) for arm in pair]
+        seen = _Seen(self._arm_values(arm, count) for arm in pair)
         values = {
             arm: self._arm_values(arm, self._lent([arm], count))
             for arm in self.observations.outcomes
@@ -258,9 +257,8 @@ class Sequencer:
         }
         found: list[tuple[float, int]] = []
         for arm, kept in values.items():
-            if arm in pair or len(kept) < 2 or _is_copy(kept, seen):
+            if arm in pair or len(kept) < 2 or not seen.add(kept):
                 continue
-            seen.append(kept)
             variance = moments(kept)[1]
             if variance > 0:
                 found.append((variance, len(kept) - 1))
@@ -290,9 +288,23 @@ class _Stages(Mapping[int, Evidence]):
         return len(self.reached)
 
 
-def _is_copy(values: tuple[float, ...], seen: Iterable[tuple[float, ...]]) -> bool:
-    """Whether these are somebody else's numbers, as far as both go."""
-    return any(all(x == y for x, y in zip(values, other, strict=False)) for other in seen if other)
+class _Seen:
+    """Values of several runs each, by the first of them: those of hundreds of arms are looked up, not gone through."""
+
+    def __init__(self, known: Iterable[tuple[float, ...]]) -> None:
+        self._by_first: dict[float, list[tuple[float, ...]]] = {}
+        for values in known:
+            self.add(values)
+
+    def add(self, values: tuple[float, ...]) -> bool:
+        """Take them in, unless they are somebody else's numbers as far as both go; whether they were not."""
+        if not values:
+            return False
+        alike = self._by_first.setdefault(values[0], [])
+        if any(all(x == y for x, y in zip(values, other, strict=False)) for other in alike):
+            return False
+        alike.append(values)
+        return True
 
 
 def _unsigned(differences: list[float]) -> tuple[float, ...]:

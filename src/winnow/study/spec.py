@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from winnow.errors import InputError, nearest
 from winnow.records.files import safe_name
 from winnow.records.remote import Remote
 from winnow.study.claims import Claim, parse_claim
+from winnow.study.grid import Grid, expand_claims, read_grid
 from winnow.study.locate import KeyLines, KeyPath, load_toml
 from winnow.study.verdict import DecisionRule
 
@@ -49,7 +50,8 @@ class _Table(Config):
     looks: tuple[PositiveInt, ...] | None = None
     endpoint: Endpoint = Endpoint()
     base: dict[str, Any] = Field(default_factory=dict)
-    arms: dict[str, dict[str, Any]]
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grid: dict[str, Any] | None = None
     claims: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
     rule: DecisionRule = DecisionRule()
     control: str = "control"
@@ -84,6 +86,8 @@ class Study:
     """URL of the place that every run is uploaded to; None = nowhere. Neither identity nor part of the design."""
     supersedes: str | None = None
     """Id of the earlier study that this one replaces, and so withdraws; None = none."""
+    grid: Grid | None = None
+    """Where the arms of its product stand; None = every arm is written by hand. They are in `arms`, too."""
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings given on the command line instead of in the file."""
     file: Path | None = None
@@ -149,6 +153,11 @@ def parse_study(
         _check_id("supersedes", table.supersedes, lines)
     _check_seeds(table, lines)
     looks = _looks(table, lines)
+    grid = None
+    if table.grid is not None:
+        sections = SECTIONS if table.runs == "winnow" else None
+        grid = read_grid(table.grid, table.base, lines, sections)
+        table, lines = _expanded(table, grid, lines)
     _check_arms(table, lines)
     return Study(
         id=table.id,
@@ -158,17 +167,29 @@ def parse_study(
         endpoint=table.endpoint,
         base=deepcopy(table.base),
         arms=deepcopy(table.arms),
-        claims=_claims(table, lines),
+        claims=_claims(table, lines, () if grid is None else grid.dropped),
         rule=table.rule,
         control=table.control,
         use=table.use,
         runs=table.runs,
         artifacts=_artifacts(table, lines),
         supersedes=table.supersedes,
+        grid=grid,
         changes=changes,
         file=None if file is None else Path(file),
         lines=lines,
     )
+
+
+def _expanded(table: _Table, grid: Grid, lines: KeyLines) -> tuple[_Table, KeyLines]:
+    """The study with its grid's arms beside those that are written, and a claim for each value that one stands for."""
+    for name in table.arms:
+        if name in grid.points:
+            mend = "rename the arm, or drop the combination with grid.filter"
+            raise lines.error(f"the grid has an arm {name!r} too", ("arms", name), mend)
+    arms = {**table.arms, **{name: dict(settings) for name, settings in grid.arms.items()}}
+    claims, places = expand_claims(table.claims, grid, arms, lines)
+    return table.model_copy(update={"arms": arms, "claims": claims}), lines.implying({**grid.places(), **places})
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -281,7 +302,7 @@ def _artifacts(table: _Table, lines: KeyLines) -> str | None:
     return table.artifacts
 
 
-def _claims(table: _Table, lines: KeyLines) -> tuple[Claim, ...]:
+def _claims(table: _Table, lines: KeyLines, dropped: Sequence[str]) -> tuple[Claim, ...]:
     found: list[Claim] = []
     for name, written in table.claims.items():
         path = ("claims", name)
@@ -292,6 +313,8 @@ def _claims(table: _Table, lines: KeyLines) -> tuple[Claim, ...]:
             inner = tuple(part for part in (error.key or "").split(".") if part and part not in (name, "claims"))
             raise lines.error(error.message, (*path, *inner), error.mend) from None
         for arm in claim.all_arms:
+            if arm in dropped:
+                raise lines.error(f"the claim names {arm!r}, which the grid's filter drops", path, "loosen the filter")
             if arm not in table.arms:
                 raise lines.error(f"the claim names an arm {arm!r} that is not given", path, nearest(arm, table.arms))
         if table.runs == "recorded" and claim.metric != table.endpoint.metric:

@@ -6,24 +6,22 @@ interval at one look, and what the arm costs. The interval is for reading; only 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from winnow.records.run import Fact, RunRecord
 from winnow.study.budget import count_text
 from winnow.study.compare import Comparison
 from winnow.study.distributions import student_upper
 from winnow.study.noise import moments
+from winnow.study.ranking import Ranking
+from winnow.study.table_text import Format, csv_text, decimals, markdown_table, text_table
 from winnow.study.verdict import Verdict
 
-Format = Literal["markdown", "csv", "latex", "json"]
-FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex", "json")
 LEVEL = 0.95
 """Confidence of the intervals in tables: of one difference alone, at a fixed number of seeds."""
 
@@ -146,25 +144,36 @@ def _cost(runs: Mapping[int, RunRecord], planned: Mapping[str, Fact], name: str)
     return max((int(fact) for fact in known if isinstance(fact, int | float)), default=None)
 
 
-def table(comparison: Comparison, form: Format = "markdown") -> str:
-    """The results table. JSON and CSV hold full precision; the others what is meant to be read."""
+def table(comparison: Comparison, form: Format = "markdown", order: Ranking | None = None) -> str:
+    """The results table. JSON and CSV hold full precision; the others what is meant to be read.
+
+    order: its letters say which differences are shown; its text belongs under the table.
+    """
     found = rows(comparison)
     if form == "json":
         data = {"study": comparison.study.id, "endpoint": comparison.study.endpoint.dump()}
         data |= {"rows": [row.dump() for row in found], "verdicts": [item.dump() for item in comparison.verdicts]}
+        data |= {} if order is None else {"ranking": order.plain()}
         return json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if form == "csv":
-        return _csv(found)
-    named, cells = text_columns(comparison, found)
-    return markdown_table(named, cells) if form == "markdown" else latex_table(named, cells)
+        return csv_text(found[0].dump(), (row.dump().values() for row in found))
+    return text_table(*text_columns(comparison, found, order), form, comparison.study.id)
 
 
-def text_columns(comparison: Comparison, found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def text_columns(
+    comparison: Comparison, found: Sequence[Row], order: Ranking | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table that is meant to be read: the columns that hold something, rounded."""
     digits = _digits(found)
     heads = _heads(comparison, found)
     cells = [[text for head, text in zip(_HEADS, _cells(row, digits), strict=True) if head in heads] for row in found]
-    return [name for head, name in heads.items() if head in _HEADS], cells
+    names = [name for head, name in heads.items() if head in _HEADS]
+    if order is not None and order.letters:
+        place = [*heads].index("sd" if "sd" in heads else "mean") + 1
+        names.insert(place, "letter")
+        for row, line in zip(found, cells, strict=True):
+            line.insert(place, order.letters.get(row.arm, ""))
+    return names, cells
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> str:
@@ -237,65 +246,3 @@ def _cells(row: Row, digits: int) -> list[str]:
 def _digits(found: Sequence[Row]) -> int:
     """Decimals for a column: two digits of the smallest standard deviation that is not 0."""
     return decimals(min((row.sd for row in found if row.sd), default=0.001))
-
-
-def decimals(scale: float) -> int:
-    """Decimals that show two digits of a number of this size."""
-    return 4 if scale <= 0 or not math.isfinite(scale) else min(8, max(0, 1 - math.floor(math.log10(scale))))
-
-
-def markdown_table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns of numbers to the right."""
-    lines = [heads, *cells]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(3, *(len(line[place]) for line in escaped)) for place in range(len(heads))]
-    left = [place == 0 or not _numeric([line[place] for line in cells]) for place in range(len(heads))]
-    text = [_padded(line, widths, left) for line in escaped]
-    rule = ["-" * width if to_left else "-" * (width - 1) + ":" for width, to_left in zip(widths, left, strict=True)]
-    return "\n".join([text[0], "| " + " | ".join(rule) + " |", *text[1:]]) + "\n"
-
-
-def _padded(line: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
-    cells = (
-        cell.ljust(width) if to_left else cell.rjust(width)
-        for cell, width, to_left in zip(line, widths, left, strict=True)
-    )
-    return "| " + " | ".join(cells) + " |"
-
-
-def _numeric(column: Sequence[str]) -> bool:
-    return all(not cell or cell[0] in "+-0123456789[" for cell in column)
-
-
-def latex_table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A booktabs table."""
-    kinds = "".join("l" if place == 0 else "r" for place in range(len(heads)))
-    lines = [f"\\begin{{tabular}}{{{kinds}}}", "\\toprule", _tex(heads), "\\midrule", *map(_tex, cells)]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "-": "$-$",
-}  # fmt: skip
-
-
-def _tex(line: Sequence[str]) -> str:
-    return " & ".join(_tex_cell(cell) for cell in line) + r" \\"
-
-
-def _tex_cell(cell: str) -> str:
-    # A hyphen is a minus only where a number follows.
-    return "".join(
-        char if char == "-" and not cell[place + 1 : place + 2].isdigit() else _TEX.get(char, char)
-        for place, char in enumerate(cell)
-    )
-
-
-def _csv(found: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(found[0].dump())
-    for row in found:
-        writer.writerow("" if value is None else value for value in row.dump().values())
-    return text.getvalue()

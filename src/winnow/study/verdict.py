@@ -138,7 +138,7 @@ class _Court:
         twins: Collection[Pair],
     ) -> None:
         self.claims, self.rule = claims, rule
-        self.looks = _checked_looks(looks, rule)
+        self.looks = checked_looks(looks, rule)
         by_metric = {observations.metric: observations} if isinstance(observations, Observations) else observations
         self.sequencers: dict[str, Sequencer] = {}
         for metric, observed in by_metric.items():
@@ -188,7 +188,8 @@ class _Court:
             sequencer.reach(stage, arms)
 
 
-def _checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[int, ...] | None:
+def checked_looks(looks: tuple[int, ...] | None, rule: DecisionRule) -> tuple[int, ...] | None:
+    """The looks that a rule reads: none where it is open-ended, the last one of a screen. Raises InputError."""
     if rule.open_ended:
         return ()
     if looks is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from winnow.tasks.base import Batch, Task, TaskConfig, Validation
+from winnow.tasks.base import Batch, Score, Task, TaskConfig, Validation
 from winnow.tasks.bytepair import BPEConfig, FileConfig, ManifestConfig
 from winnow.tasks.corpus import CorpusConfig
+from winnow.tasks.programs import ProgramsConfig
+from winnow.tasks.selective_copying import SelectiveCopyingConfig
 from winnow.tasks.tokenizer import BytesConfig, IdsConfig, TokenizerConfig
 
 __all__ = [
@@ -15,6 +17,9 @@ __all__ = [
     "FileConfig",
     "IdsConfig",
     "ManifestConfig",
+    "ProgramsConfig",
+    "Score",
+    "SelectiveCopyingConfig",
     "Task",
     "TaskConfig",
     "TokenizerConfig",

@@ -3,23 +3,23 @@
 `TaskConfig` the family; a member is chosen by `kind` and builds a `Task`.
 `Task`       training rows addressed by (seed, step, row), and a fixed validation set.
 `Batch`      token ids, their targets and, where not every target counts, a loss mask.
-`Validation` fixed windows with exact token and byte counts.
+`Validation` fixed rows and the metrics that are formed of a model's score on them.
+`Score`      sums of a model's losses and errors.
 
 Nothing here knows about models, devices or ranks: the trainer asks for the rows that it wants.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import PositiveInt
 
 from winnow.config import Variant
@@ -40,63 +40,83 @@ class Batch:
     tokens: Int64[Tensor, "B T"]
     """Token ids read by the model."""
     targets: Int64[Tensor, "B T"]
-    """The token id that follows each position."""
+    """The token id that each position is to predict: the next one, or what the task says."""
     mask: Float[Tensor, "B T"] | None = None
     """Weight of each target's loss, 0 or 1, float32; None: every target counts."""
+    answer: Bool[Tensor, "B T"] | None = None
+    """Positions whose errors are also counted apart; None: the task counts no errors."""
 
 
 @dataclass(frozen=True)
-class Validation:
-    """A fixed text to be predicted from its first token to its last, in windows that do not overlap.
+class Score:
+    """Sums over predicted positions and rows, of one batch or of many: what metrics are formed from."""
 
-    Window w reads the tokens [w T, w T + T) of `stream` and predicts [w T + 1, w T + T + 1), so that every token
-    but the very first (an end of document) is predicted exactly once.
-    """
+    ce: float = 0.0
+    """Cross entropy, nats."""
+    targets: float = 0.0
+    """Targets that count."""
+    wrong: float = 0.0
+    """Of these, where another token was the likeliest."""
+    answers: float = 0.0
+    """Positions of answers."""
+    wrong_answers: float = 0.0
+    rows: float = 0.0
+    wrong_rows: float = 0.0
+    """Rows with a wrong target anywhere."""
 
-    stream: Ids
-    """(n_tokens + 1,) token ids."""
+    def __add__(self, other: Score) -> Score:
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def means(self) -> Score:
+        """The same batch as one: a sum of such scores gives means of batch means."""
+        answers, rows = max(self.answers, 1.0), max(self.rows, 1.0)
+        return Score(
+            self.ce / self.targets, 1.0, self.wrong / self.targets, 1.0, self.wrong_answers / answers, 1.0,
+            self.wrong_rows / rows,
+        )  # fmt: skip
+
+    def errors(self) -> dict[str, float]:
+        """Percent of wrong positions, of wrong positions of answers, and of rows with a wrong position."""
+        shares = {
+            "error": (self.wrong, self.targets),
+            "mask_error": (self.wrong_answers, self.answers),
+            "sample_error": (self.wrong_rows, self.rows),
+        }
+        return {name: 100 * wrong / of for name, (wrong, of) in shares.items()}
+
+
+class Validation(ABC):
+    """Fixed rows to be predicted, the same each time; and what is measured on them."""
+
     context: int
-    """Tokens per window (T)."""
-    n_bytes: int | None
-    """Bytes of text that the predicted tokens stand for, an end of document counting one;
-    None: the task does not know its tokenizer's bytes."""
+    """Most positions in a row (T)."""
     digest: str
-    """SHA-256 of those bytes, the same for every tokenizer (of the ids where the bytes are not known)."""
+    """SHA-256 of what is predicted."""
+    n_bytes: int | None
+    """Bytes of text that the predicted tokens stand for; None: not known, or no running text."""
+    batch_means: int | None
+    """Rows of the batches whose means are averaged; None: every position counts alike, whatever its batch."""
 
     @property
+    @abstractmethod
     def n_tokens(self) -> int:
-        """Predicted tokens."""
-        return len(self.stream) - 1
+        """Predicted positions."""
 
-    def bits_per_byte(self, nats: float) -> float | None:
-        """Bits per byte of a total loss: the sum (nats) over all predicted tokens. None where bytes are unknown."""
-        return None if self.n_bytes is None else nats / math.log(2) / self.n_bytes
-
+    @abstractmethod
     def batches(self, rows: int) -> Iterator[Batch]:
-        """All windows in order, `rows` at a time; the last batch may have fewer rows and masked positions."""
-        assert rows > 0
-        per_batch = rows * self.context
-        for start in range(0, self.n_tokens, per_batch):
-            stop = min(start + per_batch, self.n_tokens)
-            yield _windows(np.asarray(self.stream[start : stop + 1], dtype=np.int64), self.context)
+        """All rows in order, `rows` at a time; the last batch may have fewer."""
 
+    @abstractmethod
+    def first(self, rows: int) -> Validation:
+        """The first rows alone, or all; every position counts alike."""
 
-def _windows(ids: npt.NDArray[np.int64], context: int) -> Batch:
-    """Consecutive windows of (n + 1,) ids; an unfinished last one is filled with its last id and masked."""
-    import torch
+    @abstractmethod
+    def in_batches(self, rows: int) -> Validation:
+        """The same, measured by the means of batches of `rows`. Raises InputError where that is not defined."""
 
-    n = len(ids) - 1
-    rows = -(-n // context)
-    missing = rows * context - n
-    padded = np.concatenate([ids, np.repeat(ids[-1:], missing)])
-    mask = None
-    if missing:
-        mask = torch.ones(rows * context)
-        mask[n:] = 0
-        mask = mask.view(rows, context)
-    tokens = torch.from_numpy(padded[:-1].reshape(rows, context).copy())
-    targets = torch.from_numpy(padded[1:].reshape(rows, context).copy())
-    return Batch(tokens, targets, mask)
+    @abstractmethod
+    def metrics(self, score: Score) -> dict[str, float]:
+        """The metrics `val/...` of a model. score: of all batches, summed."""
 
 
 class Task(ABC):
@@ -109,7 +129,7 @@ class Task(ABC):
     digest: str
     """SHA-256 over training tokens, validation tokens and tokenizer: the data's part of a run's identity."""
     tokenizer: Tokenizer | None = None
-    """What turns text into tokens and back; None: the tokens are no text."""
+    """What turns text into tokens and back; None: there is no running text."""
     validation_digest: str
     """SHA-256 of the whole validation set; for text it is that of the text, whatever the tokenizer."""
 
@@ -127,7 +147,7 @@ class Task(ABC):
     def validation(self, tokens: int) -> Validation:
         """The first `tokens` tokens of the validation set.
 
-        Raises InputError where the set holds fewer.
+        Raises InputError where the set holds fewer, or rows that these would cut through.
         """
 
     @abstractmethod
@@ -135,12 +155,12 @@ class Task(ABC):
         """The first `n_bytes` bytes of the validation text, cut back to the end of a line.
 
         The cut knows nothing of the tokenizer: tasks with different tokenizers predict exactly the same bytes.
-        Raises InputError where the set holds fewer, or the tokenizer cannot encode text.
+        Raises InputError where the set holds fewer, the tokenizer cannot encode text, or there is no running text.
         """
 
     @abstractmethod
     def facts(self) -> dict[str, int | str]:
-        """What a record says of the data: counts of tokens and documents."""
+        """What a record says of the data: counts of tokens, documents, questions."""
 
 
 class TaskConfig(Variant):
@@ -148,9 +168,17 @@ class TaskConfig(Variant):
 
     metrics: ClassVar[dict[str, Literal["lower", "higher"]]] = {}
     """Metrics on which a claim may be decided, and which way is better."""
+    next_token: ClassVar[bool] = True
+    """Whether targets are later tokens of the input, which a model must not see. False: targets are apart from it, and
+    models that see all of the input may be trained."""
 
     context: PositiveInt
     """Tokens per row that the model reads at once."""
+
+    @property
+    def validation_tokens(self) -> int | None:
+        """Positions of a validation set that has a size of its own; None: a text, of which any part may be taken."""
+        return None
 
     @abstractmethod
     def build(self) -> Task:

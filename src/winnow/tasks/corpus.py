@@ -18,7 +18,7 @@ from pydantic import Field
 
 from winnow.config import digest
 from winnow.errors import InputError
-from winnow.tasks.base import Batch, Ids, Task, TaskConfig, Validation
+from winnow.tasks.base import Batch, Ids, Task, TaskConfig
 from winnow.tasks.cache import cached
 from winnow.tasks.documents import (
     blocks,
@@ -32,6 +32,7 @@ from winnow.tasks.documents import (
 from winnow.tasks.order import WindowOrder
 from winnow.tasks.shards import ShardSet, open_shards
 from winnow.tasks.tokenizer import NAME_THE_TOKENIZER, BytesConfig, Tokenizer, TokenizerConfig
+from winnow.tasks.windows import Windows
 
 _STDLIB = ("stdlib",)
 
@@ -215,7 +216,7 @@ class CorpusTask(Task):
         ids = torch.from_numpy(windows)
         return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
-    def validation(self, tokens: int) -> Validation:
+    def validation(self, tokens: int) -> Windows:
         available = self._held_out_tokens - 1
         if not 0 < tokens <= available:
             raise InputError(
@@ -225,7 +226,7 @@ class CorpusTask(Task):
             )
         return self._validation(self._front(tokens + 1))
 
-    def validation_bytes(self, n_bytes: int) -> Validation:
+    def validation_bytes(self, n_bytes: int) -> Windows:
         # A token is at least one byte, so that many tokens hold the bytes, if the set does.
         text = self._tokenizer.decode(self._front(n_bytes + 1)[1:])
         if text is None:
@@ -254,11 +255,11 @@ class CorpusTask(Task):
                 break
         return np.concatenate(parts)
 
-    def _validation(self, ids: Ids) -> Validation:
+    def _validation(self, ids: Ids) -> Windows:
         text = self._tokenizer.decode(ids[1:])
         if text is None:
-            return Validation(ids, self.context, None, hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest())
-        return Validation(ids, self.context, len(text), hashlib.sha256(text).hexdigest())
+            return Windows(ids, self.context, None, hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest())
+        return Windows(ids, self.context, len(text), hashlib.sha256(text).hexdigest())
 
     def facts(self) -> dict[str, int | str]:
         return {

@@ -45,6 +45,16 @@ class Tokenizer(ABC):
         """The bytes that ids stand for, an end of document being one NUL; None: not known."""
 
 
+def document(text: str) -> bytes:
+    """The document that a text is. Raises InputError where it is not Unicode or holds the NUL that would end it."""
+    if "\0" in text:
+        raise InputError("the text holds a NUL character, which ends a document", mend="take it out")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text is not Unicode: {error.reason}", mend="give UTF-8") from None
+
+
 class TokenizerConfig(Variant):
     """How text becomes tokens; a member of the family is chosen by `kind`."""
 

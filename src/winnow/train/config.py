@@ -7,7 +7,7 @@ in, and what does not divide exactly is refused, so the stored config says what 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import (
     Field,
@@ -26,10 +26,12 @@ from winnow.errors import InputError
 from winnow.models.base import ModelConfig
 from winnow.models.grafts import GraftConfig, grow
 from winnow.tasks.base import TaskConfig
+from winnow.train.presets import EVALUATION, TRAIN, expand
 
 
 class TrainConfig(Config):
-    """How a run is trained. The defaults are GPT-2's (Brown et al. 2020, appendix B), at a small token budget."""
+    """How a run is trained. The defaults are GPT-2's (Brown et al. 2020, appendix B), at a small token budget;
+    `preset` names others (`winnow.train.presets`)."""
 
     steps: PositiveInt = 400
     """Updates of the optimizer."""
@@ -71,6 +73,11 @@ class TrainConfig(Config):
 
     legacy: ClassVar[Mapping[str, Any]] = {"recompute": False}
     outside_identity: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "keep"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        return expand(cast("dict[str, Any]", value), TRAIN) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -119,7 +126,8 @@ class EvaluationConfig(Config):
     every: PositiveInt = 50
     """Updates between evaluations; step 0 and the last step are always evaluated."""
     tokens: PositiveInt = 16384
-    """Validation tokens of one evaluation, from the front of the validation split: the same ones each time."""
+    """Validation tokens of one evaluation, from the front of the validation split: the same ones each time. The
+    default is all of a validation set that has a size of its own (filled in), else 16,384."""
     bytes: PositiveInt | None = None
     """Validation bytes instead of tokens, so that arms with different tokenizers predict the same text;
     None = `tokens` says how much."""
@@ -129,8 +137,33 @@ class EvaluationConfig(Config):
 
     prune: tuple[PruneConfig, ...] = ()
     """Losses with a bounded cache, measured once, after the last update. (): none."""
+    batch_means: PositiveInt | None = None
+    """Rows of batches whose means are averaged into the metrics, a smaller last batch like the others, each padded to
+    its own longest row: how some published numbers were made. Tasks of questions and answers only.
+    None: the metrics are exact."""
+    train_window: PositiveInt | None = None
+    """Training rows whose errors are `train/error`, `train/mask_error` and `train/sample_error`, at every update that
+    fills such a window; rounded up to whole updates, at most the whole run. Tasks of questions and answers only.
+    None: errors of training rows are not counted."""
 
-    legacy: ClassVar[Mapping[str, Any]] = {"inside": None, "prune": ()}
+    legacy: ClassVar[Mapping[str, Any]] = {"inside": None, "prune": (), "batch_means": None, "train_window": None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        return expand(cast("dict[str, Any]", value), EVALUATION) if isinstance(value, dict) else value
+
+    def of(self, task: TaskConfig) -> Self:
+        """With the tokens of a validation set that has a size of its own, unless a number was given.
+
+        Raises InputError where the task does not have what is to be measured.
+        """
+        size = task.validation_tokens
+        if size is None and self.train_window is not None:
+            mend = "leave it out: it is for tasks of questions and answers"
+            raise InputError(f"{task.kind} tasks count no errors", key="evaluation.train_window", mend=mend)
+        given = "tokens" in self.model_fields_set or self.bytes is not None
+        return self if size is None or given else self.replace({"tokens": size})
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -205,11 +238,14 @@ class RunConfig(Config):
         changes = {"micro_batch": micro_batch, "accumulation": accumulation}
         # The one place where a frozen config is completed: nobody has seen this instance yet.
         object.__setattr__(self, "train", self.train.replace(changes))
+        object.__setattr__(self, "evaluation", self.evaluation.of(self.task))
         try:
             self._grown = grow(self.model, self.graft)
         except InputError as error:
             key = f"graft.{error.key}" if error.key else "graft"
             raise InputError(error.message, key=key, mend=error.mend) from error
+        self._check_model()
+        self._check_prunable()
         if self.first_step >= self.train.steps:
             raise InputError(
                 f"the parent's step {self.first_step} is where this run ends",
@@ -217,6 +253,32 @@ class RunConfig(Config):
                 mend=f"ask for more than {self.first_step}: a resumed run counts the parent's steps too",
             )
         return self
+
+    def _check_model(self) -> None:
+        """Refuse what the kind of model cannot do, before anything runs."""
+        model = self.grown
+        if self.task.next_token and not model.causal:
+            raise InputError(
+                f"a model of kind {model.kind!r} sees later positions, and task {self.task.kind!r} asks for the next "
+                "token: it would read its targets",
+                key="model",
+                mend="use a causal model, or a task whose targets are no later tokens of the input",
+            )
+        if not model.decodes and any(not part.policy.needs_votes for part in self.evaluation.prune):
+            what = f"a model of kind {model.kind!r} has no cache of keys to prune"
+            raise InputError(what, key="evaluation.prune", mend="drop it, or prune by votes, which says nothing of it")
+
+    def _check_prunable(self) -> None:
+        """Raises InputError where a loss with a bounded cache is asked for and no layer may drop a key."""
+        asked = {name: (part.policy, keep) for part in self.evaluation.prune for name, keep in part.metrics().items()}
+        for name, (policy, keep) in asked.items():
+            if self.grown.needs_all_keys and policy.binds(budget_of(keep, self.task.context), self.task.context):
+                raise InputError(
+                    f"{name} cannot be measured: under residual scores a layer reads those of the layer below, which "
+                    "may have dropped other keys",
+                    key="evaluation.prune",
+                    mend="drop it, or the arm's residual_scores",
+                )
 
     @property
     def grown(self) -> ModelConfig:

@@ -1,13 +1,12 @@
-"""Validation: the same tokens each time, summed in fp64; and a look at the inside of the mechanisms on the first of
-those tokens."""
+"""Validation: the same rows each time, summed in fp64; and a look at the inside of the mechanisms on the first of
+those rows."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,11 +17,11 @@ from winnow.attention import Attention, PolicyConfig
 from winnow.attention.prune import budget_of
 from winnow.errors import InputError
 from winnow.models.base import Model, Output
-from winnow.tasks.base import Batch, Task, Validation
+from winnow.tasks.base import Batch, Score, Task, Validation
 from winnow.train.config import EvaluationConfig, PruneConfig
 from winnow.train.device import autocast
 from winnow.train.group import ALONE, Group
-from winnow.train.losses import Forward, losses, target_weight
+from winnow.train.losses import Forward, losses, score
 
 BATCH_TOKENS = 8192
 """Tokens in one forward pass, whatever the run's micro batch: arms are measured alike."""
@@ -32,25 +31,20 @@ def held_out(task: Task, evaluation: EvaluationConfig) -> Validation:
     """The validation set that the study asks for. Raises InputError where the task has less."""
     if evaluation.bytes is not None:
         return task.validation_bytes(evaluation.bytes)
-    return task.validation(evaluation.tokens)
+    validation = task.validation(evaluation.tokens)
+    return validation if evaluation.batch_means is None else validation.in_batches(evaluation.batch_means)
 
 
 @torch.no_grad()
 def evaluate(
     model: Model, validation: Validation, device: torch.device, precision: str, group: Group = ALONE
 ) -> dict[str, float]:
-    """`val/ce` (nats per token), `val/ppl` = exp(val/ce) and, where bytes are known, `val/bpb` (bits per byte).
+    """The metrics of a validation set: `val/ce` (nats per position) and what its task adds.
 
     All are of the cross entropy alone, whatever else the training loss holds; mechanisms compute no penalty here.
     Ranks take the batches in turn.
     """
-    total, count = _summed(model, model, validation, device, precision, group)
-    ce = total / count
-    found = {"val/ce": ce, "val/ppl": math.exp(ce) if ce < 700 else math.inf}
-    bits = validation.bits_per_byte(total)
-    if bits is not None:
-        found["val/bpb"] = bits
-    return found
+    return validation.metrics(_scored(model, model, validation, device, precision, group))
 
 
 @torch.no_grad()
@@ -62,7 +56,7 @@ def pruned_ce(
     budgets: int | Mapping[str, int],
     policy: PolicyConfig,
 ) -> float:
-    """`val/ce` where no layer keeps more than its budget of keys, as if every window were decoded token by token.
+    """`val/ce` where no layer keeps more than its budget of keys, as if every row were decoded token by token.
 
     budgets: of every layer, or of each by its path. With those that no query can feel it is `evaluate`'s to the bit.
     Raises InputError where the policy does not suit the model.
@@ -71,22 +65,23 @@ def pruned_ce(
     def forward(tokens: Tensor) -> Output:
         return model.extend(tokens, model.cache(len(tokens), validation.context, budgets, policy))
 
-    total, count = _summed(forward, model, validation, device, precision, ALONE)
-    return total / count
+    found = _scored(forward, model, validation, device, precision, ALONE)
+    return found.ce / found.targets
 
 
-def _summed(
+def _scored(
     forward: Forward, model: Model, validation: Validation, device: torch.device, precision: str, group: Group
-) -> tuple[float, float]:
-    """Cross entropy, nats, over all targets; and how many there are."""
-    total, count = 0.0, 0.0
+) -> Score:
+    """The sum over all batches of their scores, or of the scores' means."""
+    total = Score()
     with evaluating(model):
         for batch, mine in _in_turn(validation.batches(_batch_rows(validation)), group):
-            ce = float(losses(forward, model, batch, device, precision).ce)
+            found = losses(forward, model, batch, device, precision, errors=batch.answer is not None)
             if mine:
-                total += ce
-                count += target_weight([batch])
-    return group.total(total), group.total(count)
+                wrong = (0, 0, 0) if found.wrong is None else found.wrong.tolist()
+                one = score([batch], float(found.ce), wrong)
+                total += one if validation.batch_means is None else one.means()
+    return Score(*map(group.total, astuple(total)))
 
 
 @dataclass(frozen=True)
@@ -177,4 +172,4 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 def _batch_rows(validation: Validation) -> int:
-    return max(1, BATCH_TOKENS // validation.context)
+    return validation.batch_means or max(1, BATCH_TOKENS // validation.context)

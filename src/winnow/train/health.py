@@ -15,7 +15,8 @@
 | slice-barely-moves | a slice moved far less than others of its role | notice | slices |
 | non-finite | a loss or gradient is NaN or infinite; the run becomes `diverged` | warning | here |
 | loss-divergence | the smoothed loss is far above its start; the run becomes `diverged` | warning | here |
-| first-loss | step-0 loss is below ln(vocab) (invalid) or far above it (warning) | both | here |
+| first-loss | step-0 loss is below ln(vocab) (invalid; next token only) or far above it (warning) | both | here |
+| visible-answer | a token of an answer stands in what the model reads | invalid | here |
 | start-exploded | a parent's weights start far worse than they were, or than knowing nothing | warning | here |
 | dead-by-construction | a graft starts slices that no gradient can reach | invalid | here |
 | warmup-only | warm-up lasts as long as the run, so the peak rate is never held | warning | here |
@@ -53,6 +54,7 @@ from winnow.records.run import Finding, RunRecord, Spread
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from winnow.tasks.base import Batch
     from winnow.train.config import EvaluationConfig, TrainConfig
 
 FIRST_LOSS_NATS = 0.5
@@ -141,11 +143,17 @@ def loss_divergence(step: int, smooth: float, first: float, vocab_size: int) -> 
     )
 
 
-def first_loss(cross_entropy: float, vocab_size: int) -> Finding | None:
-    """Step-0 validation cross entropy (nats per token) against that of a model that knows nothing."""
+def first_loss(
+    cross_entropy: float, vocab_size: int, *, declared: float = 0.0, next_token: bool = True
+) -> Finding | None:
+    """Step-0 validation cross entropy (nats per token) against that of a model that knows nothing.
+
+    declared: what the readout's initial values explain by themselves; next_token: whether targets are later tokens;
+    where they stand in the input, a lower loss is no knowledge of them.
+    """
     expected = math.log(vocab_size)
     distance = cross_entropy - expected
-    if abs(distance) <= FIRST_LOSS_NATS:
+    if -FIRST_LOSS_NATS <= distance <= FIRST_LOSS_NATS + declared or (distance < 0 and not next_token):
         return None
     below = distance < 0
     return Finding(
@@ -156,6 +164,20 @@ def first_loss(cross_entropy: float, vocab_size: int) -> Finding | None:
         where="step 0",
         mend="look for targets that reach the inputs" if below else "look at the initial values and the readout",
     )
+
+
+def visible_answer(batches: Iterable[Batch]) -> Finding | None:
+    """Whether an answer is where the model reads it: some of a task's training and validation rows."""
+    for batch in batches:
+        if batch.answer is not None and bool((batch.answer & (batch.tokens == batch.targets)).any()):
+            return Finding(
+                rule="visible-answer",
+                severity="invalid",
+                message="an answer that is to be found stands in the input",
+                where="task",
+                mend="look at where the task blanks out its answers",
+            )
+    return None
 
 
 def start_exploded(

@@ -36,6 +36,9 @@ def at_start(loop: Loop) -> tuple[list[Finding], dict[str, Spread]]:
     if loop.config.init_from is None:
         grafted = () if report is None else report.fresh
         found += initial_values(values, parameter_table(loop.model), skip=grafted)
+    rows = loop.task.batch(loop.seed, loop.data_step, range(1), loop.config.rows), next(loop.validation.batches(1))
+    visible = health.visible_answer(rows)
+    found += [] if visible is None else [visible]
     return [*found, *loop.start.findings(), *_computed(loop, {}, start=True)], initial_spread(values)
 
 
@@ -79,7 +82,8 @@ def _dead(
     first, steps = loop.position.step, config.train.steps
     rate = learning_rate(min(max(first, config.train.warmup), steps - 1), config.train)
     found = slices.dead_parameters(final, initial, table, unseen, rate=rate, absorbed=lost)
-    if not found or (config.init_from is None and not config.graft):
+    fresh = config.init_from is None and not config.graft
+    if not found or fresh or not isinstance(config.grown, GPTConfig):
         return found
     cells = layout(config.grown, loop.task.vocab_size, config.task.context)
     # What has no effect need not wake, and nothing is lost by that.

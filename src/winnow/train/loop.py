@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -18,16 +18,17 @@ from winnow.config import canonical_json, stream, watch_reads
 from winnow.models.base import Model
 from winnow.parameters import initialise, parameter_table
 from winnow.records.run import Fact, Finding, Spread
-from winnow.tasks.base import Batch, Task, TaskConfig
+from winnow.tasks.base import Batch, Score, Task, TaskConfig
 from winnow.train import health, inspection, slices
 from winnow.train.backends import Backends
 from winnow.train.checkpoint import Snapshot
 from winnow.train.config import RunConfig, split_ranks
 from winnow.train.device import autocast
+from winnow.train.error_window import ErrorWindow
 from winnow.train.evaluate import evaluate, held_out, look_inside, pruned_ce, prunings
 from winnow.train.grafted import Grafted
 from winnow.train.group import ALONE, BUILD, Charge, Group, together
-from winnow.train.losses import Forward, Losses, Smoothed, losses, target_weight, tensors_of
+from winnow.train.losses import Forward, Losses, Smoothed, losses, score, target_weight, tensors_of
 from winnow.train.optim import Optimizer, learning_rate
 from winnow.train.ratios import RatioWatch
 from winnow.train.start import Parent, Position, Start, begin
@@ -51,6 +52,8 @@ class Update:
     """Peak-parameter learning rate of this update."""
     penalty: float | None = None
     """What the mechanisms added to the loss; None: none of them does."""
+    errors: Mapping[str, float] = field(default_factory=dict[str, float])
+    """`train/error` and the like where a window of training texts ends with this update."""
 
     @property
     def finite(self) -> bool:
@@ -65,7 +68,7 @@ class Update:
             "train/lr": self.lr,
             "train/grad_norm": self.grad_norm,
         }
-        return found if self.penalty is None else {**found, "train/penalty": self.penalty}
+        return {**found, **({} if self.penalty is None else {"train/penalty": self.penalty}), **self.errors}
 
 
 class Watched(NamedTuple):
@@ -127,6 +130,7 @@ class Loop:
             self._charge: Charge = group.wrap(self._losses, self.model)
             self._evaluate_every = config.evaluation.every
             self._look_every = config.evaluation.inside
+            self._window = _window(config)
             self._prunings = prunings(config.evaluation.prune, self.model, config.task.context)
             if config.train.recompute:
                 self.model.recompute_blocks()
@@ -191,7 +195,7 @@ class Loop:
         batches = self._batches()
         self.optimizer.zero_grad()
         with self.backends.watched():
-            ce, penalty = self._backward(batches)
+            ce, penalty, wrong = self._backward(batches)
         self.group.drop_unused(self.model)
         self.gradients.look(self.group.whole)
         norm = self.optimizer.clip(self.group.whole)
@@ -199,9 +203,10 @@ class Loop:
         # The one moment at which the host waits for the device.
         numbers = (ce, norm.to(ce.dtype)) if penalty is None else (ce, norm.to(ce.dtype), penalty.to(ce.dtype))
         ce_value, norm_value, *rest = torch.stack(numbers).tolist()
+        errors = {} if self._window is None else self._window.add(self.step, self._score(batches, ce_value, wrong))
         self.watch.loss(ce_value, batches, self.model.readout_weight)
         smooth = self._smoothed.add(ce_value) if math.isfinite(ce_value) else ce_value
-        measured = Update(self.step, ce_value, smooth, norm_value, rate, rest[0] if rest else None)
+        measured = Update(self.step, ce_value, smooth, norm_value, rate, rest[0] if rest else None, errors)
         if measured.finite:
             last = self.step + 1 == self.config.train.steps
             with self.watch.rates(rate, last=last), self.ratios.around(due=last or self.evaluation_due):
@@ -234,12 +239,21 @@ class Loop:
 
     def _losses(self, batch: Batch) -> Losses:
         forward = self.watch.forward(self._forward)
-        return losses(forward, self.model, batch, self.device, self.config.train.precision)
+        precision = self.config.train.precision
+        return losses(forward, self.model, batch, self.device, precision, errors=self._window is not None)
 
-    def _backward(self, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradients of the update's loss; its mean cross entropy (nats per token) and penalty, on the device."""
+    def _score(self, batches: list[Batch], ce: float, wrong: torch.Tensor) -> Score:
+        """Of the update's rows, all ranks' together. ce: nats per token; wrong: on the device."""
+        mine = score(batches, 0.0, wrong.tolist())
+        total = Score(*map(self.group.total, astuple(mine)))
+        return replace(total, ce=ce * total.targets)
+
+    def _backward(self, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Gradients of the update's loss; its mean cross entropy (nats per token), its penalty and this rank's errors,
+        on the device."""
         weight, rows = self.group.total(target_weight(batches)), self.config.rows
         total, penalties = torch.zeros((), device=self.device), None
+        wrong = torch.zeros(3, dtype=torch.int64, device=self.device)
         for batch in batches:
             with self.group.accumulating(last=batch is batches[-1]):
                 found = self._charge(batch)
@@ -251,7 +265,8 @@ class Loop:
                     penalties = penalty.detach() if penalties is None else penalties + penalty.detach()
                 loss.backward()
             total += ce.detach()
-        return self.group.sum(total), None if penalties is None else self.group.sum(penalties)
+            wrong += 0 if found.wrong is None else found.wrong
+        return self.group.sum(total), None if penalties is None else self.group.sum(penalties), wrong
 
     def _seed_torch(self) -> None:
         # Every rank draws for its own rows, as the passes of one process do one after the other.
@@ -279,7 +294,12 @@ class Loop:
     def judge_first_loss(self, cross_entropy: float, parent_loss: float | None) -> Finding | None:
         """What is wrong with the validation loss before the first update, nats per token; see `Start.parent_loss`."""
         if self.config.init_from is None:
-            return health.first_loss(cross_entropy, self.task.vocab_size)
+            return health.first_loss(
+                cross_entropy,
+                self.task.vocab_size,
+                declared=readout_nats(self.model),
+                next_token=self.config.task.next_token,
+            )
         graft = None if self.grafted is None else self.grafted.ce_change
         return health.start_exploded(cross_entropy, self.task.vocab_size, parent=parent_loss, graft=graft)
 
@@ -312,6 +332,7 @@ class Loop:
                 "without_gradient": self.gradients.unseen,
                 "update_ratios": self.ratios.dump(),
                 "backends": self.backends.ran,
+                "error_window": None if self._window is None else self._window.dump(),
             },
         )
 
@@ -336,7 +357,14 @@ class Loop:
             self.gradients.restore(snapshot.progress["without_gradient"])
         self.ratios.restore(snapshot.progress.get("update_ratios", {}))
         self.backends.restore(snapshot.progress.get("backends", {}))
+        if self._window is not None and snapshot.progress.get("error_window"):
+            self._window.restore(snapshot.progress["error_window"])
         self.step = snapshot.step
+
+
+def _window(config: RunConfig) -> ErrorWindow | None:
+    rows, means = config.evaluation.train_window, config.evaluation.batch_means is not None
+    return None if rows is None else ErrorWindow(rows, config.rows, config.train.steps, means=means)
 
 
 def build_model(config: RunConfig, task: Task, seed: int) -> Model:
@@ -345,6 +373,13 @@ def build_model(config: RunConfig, task: Task, seed: int) -> Model:
     model = config.grown.build(task.vocab_size, config.task.context)
     initialise(model, seed)
     return model
+
+
+def readout_nats(model: Model) -> float:
+    """By how much logits of the readout's declared spread may raise a first loss, nats: half their variance, where
+    hidden states have a variance of 2 (a residual stream to which layers have added as much again)."""
+    roles = {spec.role: spec for spec in parameter_table(model).values()}
+    return (roles.get("readout") or roles["embedding"]).std ** 2 * model.readout_weight.shape[1]
 
 
 @dataclass(frozen=True)

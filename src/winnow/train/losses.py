@@ -11,16 +11,16 @@ into passes changes only the order of float additions. A perplexity is always of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from winnow.kernels.readout import linear_cross_entropy
+from winnow.kernels.readout import cross_entropy_and_choice, linear_cross_entropy
 from winnow.models.base import Model, Output
-from winnow.tasks.base import Batch
+from winnow.tasks.base import Batch, Score
 from winnow.train.device import autocast
 
 Forward = Callable[[Tensor], Output]
@@ -39,16 +39,33 @@ class Losses(NamedTuple):
     """Summed cross entropy, nats, fp32."""
     penalty: Float[Tensor, ""] | None
     """Sum over layers of what their mechanisms add to the loss, a mean over rows, fp32; None: no mechanism does."""
+    wrong: Int[Tensor, 3] | None = None
+    """Wrong positions, wrong positions of answers, rows with a wrong position; None: not asked for."""
 
 
-def losses(forward: Forward, model: Model, batch: Batch, device: torch.device, precision: str) -> Losses:
-    """The losses of a batch on `device`."""
+def losses(
+    forward: Forward, model: Model, batch: Batch, device: torch.device, precision: str, *, errors: bool = False
+) -> Losses:
+    """The losses of a batch on `device`. errors: count them too; of a batch that says where its answers are."""
     tokens, targets = batch.tokens.to(device), batch.targets.to(device)
     mask = None if batch.mask is None else batch.mask.to(device)
     with autocast(device, precision):
         output = forward(tokens)
-        ce = linear_cross_entropy(output.hidden, model.readout_weight, targets, mask, reduction="sum")
-    return Losses(ce, penalty_of(output))
+        if not errors:
+            ce = linear_cross_entropy(output.hidden, model.readout_weight, targets, mask, reduction="sum")
+            return Losses(ce, penalty_of(output))
+        ce, choice = cross_entropy_and_choice(output.hidden, model.readout_weight, targets, mask)
+    assert batch.answer is not None, "a task of questions and answers"
+    missed = choice != targets if mask is None else (choice != targets) & (mask > 0)
+    wrong = torch.stack([missed.sum(), (missed & batch.answer.to(device)).sum(), missed.any(dim=1).sum()])
+    return Losses(ce, penalty_of(output), wrong)
+
+
+def score(batches: Sequence[Batch], ce: float, wrong: Sequence[float] = (0, 0, 0)) -> Score:
+    """What `losses` found of these batches: their summed cross entropy, nats, and their errors."""
+    answers = sum(int(batch.answer.sum()) for batch in batches if batch.answer is not None)
+    rows = sum(len(batch.tokens) for batch in batches)
+    return Score(ce, target_weight(batches), wrong[0], answers, wrong[1], rows, wrong[2])
 
 
 def penalty_of(output: Output) -> Float[Tensor, ""] | None:

@@ -33,6 +33,7 @@ from winnow.parameters import ParameterSpec, parameter_table
 from winnow.records.run import Finding
 from winnow.tasks.base import Validation
 from winnow.train.evaluate import evaluating
+from winnow.train.layer_checks import layer_findings
 
 PAIRS = 3000
 """(query, key, head) triples that the loops go through in all layers together: some 0.1 s."""
@@ -65,8 +66,9 @@ def mechanism_findings(model: Model, validation: Validation, device: torch.devic
     tokens = probe(model, validation).to(device)
     with evaluating(model):
         places = reached(model, tokens)
-        found = list(_against_definitions(places, start=start))
-        found += _future(model, tokens)
+        found = [*_against_definitions(places, start=start), *layer_findings(model, tokens)]
+        if model.causal:
+            found += _future(model, tokens)
         found += _unselective(model, places, validation, device, start=start)
     return found
 

@@ -355,8 +355,8 @@ def _grafted(config: RunConfig, task: Task, seed: int, start: Start, parent: Par
                     "report": done.report})  # fmt: skip
 
 
-def _probe(config: RunConfig, task: Task) -> Tensor:
-    """The first validation rows, each a context and the token after it."""
+def _probe(config: RunConfig, task: Task) -> tuple[Tensor, Tensor]:
+    """The first validation rows and their targets."""
     batch = next(held_out(task, config.evaluation).batches(max(1, PROBE_TOKENS // task.context)))
-    rows = torch.cat([batch.tokens, batch.targets[:, -1:]], dim=1)
-    return rows if batch.mask is None else rows[batch.mask.all(dim=1)]
+    whole = slice(None) if batch.mask is None else batch.mask.all(dim=1)
+    return batch.tokens[whole], batch.targets[whole]

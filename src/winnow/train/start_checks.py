@@ -19,7 +19,7 @@ FEW = 4
 def initial_values(
     values: Mapping[str, Tensor], table: Mapping[str, ParameterSpec], skip: Collection[str] = ()
 ) -> list[Finding]:
-    """What differs from the table: constants and one-hot starts exactly, normal ones in mean and standard deviation.
+    """What differs from the table: constants and one-hot starts exactly, drawn ones in mean and standard deviation.
 
     values: of every parameter, before the first update; skip: parameters that come from elsewhere.
     """
@@ -41,9 +41,9 @@ def initial_values(
 
 def _wrong(values: Tensor, spec: ParameterSpec) -> Iterator[str]:
     values = values.cpu()
-    if spec.init == "normal":
+    if spec.init in ("normal", "uniform"):
         for part in spec.slices or (Slice("", 0, 0, len(values)),):
-            what = _not_normal(part.view(values).double(), spec.std)
+            what = _not_drawn(part.view(values).double(), spec)
             if what is not None:
                 yield f"{what} in slice {part.name}" if part.name else what
         return
@@ -57,11 +57,15 @@ def _wrong(values: Tensor, spec: ParameterSpec) -> Iterator[str]:
         yield f"up to {apart:.2g} from its declared value ({declared})"
 
 
-def _not_normal(values: Tensor, std: float) -> str | None:
-    """What is wrong with numbers that should be drawn from N(0, std)."""
-    n = values.numel()
+def _not_drawn(values: Tensor, spec: ParameterSpec) -> str | None:
+    """What is wrong with numbers that should be drawn from N(0, std), or uniformly with that standard deviation, whose
+    squares vary less, so that the same bounds hold."""
+    n, std = values.numel(), spec.std
     if n < FEW or std == 0:
         return None if n < FEW or not values.any() else "other than 0"
+    bound, largest = 3**0.5 * std, float(values.abs().max())
+    if spec.init == "uniform" and largest > bound * (1 + 1e-6):
+        return f"with values up to {largest:.3g}, between -{bound:.3g} and {bound:.3g} are declared"
     squares = float((values / std).square().sum())
     half_n, half_squares = torch.tensor([n / 2, squares / 2], dtype=torch.float64)
     # Of the chi-square distribution with n degrees: both tails.

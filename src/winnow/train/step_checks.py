@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -36,7 +35,7 @@ ROUNDING = 2.0**-22
 """Part of a value that an update in fp32 may lose: half a unit in the last place each of 1 - rate decay, of the decayed
 value and of the sum."""
 WINDOWS = 2
-"""Validation windows whose cross entropy is formed again."""
+"""Validation rows whose cross entropy is formed again."""
 LOGITS = 128
 """Tokens whose logits exist at once."""
 LOSS_ERROR: Mapping[str, float] = {"fp32": 1e-4, "bf16": 1e-2}
@@ -213,17 +212,16 @@ def training_loss(reported: float, formed: float, precision: str) -> Finding | N
 def evaluation_loss(
     model: Model, validation: Validation, device: torch.device, precision: str, reported: Mapping[str, float]
 ) -> list[Finding]:
-    """Whether what evaluation calls cross entropy is one, on a few windows, and the perplexity its exponential.
+    """Whether what evaluation calls cross entropy is one, on a few rows, and the perplexity its exponential.
 
     reported: an evaluation of these weights, as it stands in the journal.
     """
-    n = min(WINDOWS * validation.context, validation.n_tokens)
-    few = replace(validation, stream=validation.stream[: n + 1], n_bytes=None)
+    few = validation.first(WINDOWS)
     (batch,) = few.batches(WINDOWS)
     found = evaluate(model, few, device, precision)
     with evaluating(model), autocast(device, precision):
         hidden = model(batch.tokens.to(device)).hidden
-    formed = _cross_entropy(hidden, model.readout_weight, batch, precision) / n
+    formed = _cross_entropy(hidden, model.readout_weight, batch, precision) / target_weight([batch])
     wrong = (
         [_not_cross_entropy("val/ce", found["val/ce"], formed)] if _apart(found["val/ce"], formed, precision) else []
     )

@@ -5,7 +5,8 @@
         train/ce, train/ce_smooth      of update s, measured before it is applied (nats per token)
         train/lr, train/grad_norm      of update s
         train/penalty                  of update s, where a mechanism adds one to the loss
-        val/ce, val/ppl, val/bpb       where s is a multiple of evaluation.every
+        train/error and the like       where a window of evaluation.train_window rows ends with update s
+        val/ce and the task's others   where s is a multiple of evaluation.every
         inside/LAYER/NAME              where s is a multiple of evaluation.inside
         speed/tokens_per_second        of update s; the only number that differs between equal runs
     row `steps`: val/* and inside/* of the final weights

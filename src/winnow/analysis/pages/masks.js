@@ -15,28 +15,35 @@
   const FULL = { masks: 50, votes: 10, shield: 50 }; // nats of the full colour
   const LISTED = 8;
   const state = { layer: 0, head: 0, show: "", query: T - 1, key: null };
+  let noting = 0; // the timer that will put the state into the address
   let glance = null; // the query under the pointer on a heat map; null: the chosen one
 
-  // Data: bfloat16, the lower triangle row by row.
+  // Data: bfloat16, the lower triangle row by row. A layer's are unpacked when it is first shown.
 
   function unpacked(text) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    const bits = new Uint32Array(bytes.length / 2);
-    for (let n = 0; n < bits.length; n++) bits[n] = (bytes[2 * n] << 16) | (bytes[2 * n + 1] << 24);
-    return new Float32Array(bits.buffer);
+    const raw = atob(text), halves = new Uint16Array(raw.length / 2);
+    for (let n = 0; n < halves.length; n++) halves[n] = raw.charCodeAt(2 * n) | (raw.charCodeAt(2 * n + 1) << 8);
+    return halves;
   }
 
-  for (const run of runs) for (const layer of run.layers) for (const name of MATRICES) {
-    if (layer[name] !== undefined) layer[name] = unpacked(layer[name]);
+  function unpack(layer) {
+    for (const name of MATRICES) if (typeof layer[name] === "string") layer[name] = unpacked(layer[name]);
   }
 
-  const at = (matrix, n, i, j) => matrix[n * TRIANGLE + i * (i + 1) / 2 + j];
+  const single = new Float32Array(1), bits = new Uint32Array(single.buffer);
+  function real(half) {
+    bits[0] = half << 16;
+    return single[0];
+  }
+  const index = (n, i, j) => n * TRIANGLE + i * (i + 1) / 2 + j;
+  const at = (matrix, n, i, j) => real(matrix[index(n, i, j)]);
 
   // What a run shows of the state: it may have fewer layers, heads and kinds of numbers than the other.
 
   function lens(run) {
     const layer = run.layers.find((one) => one.index === state.layer);
     if (layer === undefined) return null;
+    unpack(layer);
     const head = Math.min(state.head, layer.heads - 1);
     const mask = layer.spread.length ? layer.spread[head] : 0;
     const show = layer[state.show] === undefined ? "weights" : state.show;
@@ -48,14 +55,31 @@
 
   // Colours and words.
 
-  let colours = {};
+  const colours = {};
+  let pixels = {}; // of each kind of number, what each of the 65,536 looks like
+  const maps = new Map(); // of each canvas of a heat map, what is drawn there
   function readColours() {
     const style = getComputedStyle(document.documentElement);
+    if (style.getPropertyValue("--masks").trim() === colours.masks) return;
+    pixels = {};
+    maps.clear();
     for (const name of ["masks", "weights", "votes", "shield"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
   }
   // A weight by its square root, nats by their logarithm: differences among small ones are seen, and none is cut off.
   const strength = (show, x) => 0.9 * Math.min(1, show === "weights" ? Math.sqrt(x) : Math.log1p(Math.abs(x)) / Math.log1p(FULL[show]));
   const colour = (show, x) => `rgba(${colours[x < 0 ? "weights" : show]}, ${strength(show, x).toFixed(3)})`;
+
+  function pixelsOf(show) {
+    if (pixels[show] !== undefined) return pixels[show];
+    const found = new Uint8ClampedArray(4 << 16);
+    const [own, opposite] = [show, "weights"].map((name) => colours[name].split(",").map(Number));
+    for (let half = 0; half < 1 << 16; half++) {
+      const x = real(half);
+      found.set(x < 0 ? opposite : own, 4 * half);
+      found[4 * half + 3] = 255 * strength(show, x);
+    }
+    return pixels[show] = new Uint32Array(found.buffer);
+  }
 
   function number(x) {
     const size = Math.abs(x);
@@ -218,7 +242,11 @@
       const several = eye.layer.spread.some((mask) => mask > 0);
       line.append(made("b", several ? `head ${h}, mask ${eye.layer.spread[h]}` : `head ${h}`), canvas);
       canvas.dataset.head = h;
-      paint(canvas, 1, "weights", (_, j) => (j <= state.query ? at(eye.layer.weights, h, state.query, j) : null));
+      canvas.width = T;
+      canvas.height = 1;
+      const context = canvas.getContext("2d"), image = context.createImageData(T, 1);
+      fill(image, 0, eye.layer.weights, index(h, state.query, 0), state.query + 1, "weights");
+      context.putImageData(image, 0, 0);
       box.append(line);
     }
   }
@@ -226,22 +254,29 @@
   function drawMap(eye, figure, name, words) {
     figure.hidden = eye === null || !eye.layer[name];
     if (figure.hidden) return;
-    paint(find("canvas", figure), T, name, (i, j) => (j <= i ? value(eye, name, i, j) : null));
+    paint(find("canvas", figure), eye.layer[name], part(eye, name), name);
     find("figcaption", figure).textContent = `${words}. Queries go down, keys across; click a row to make it the query.`;
   }
 
-  function paint(canvas, height, show, of) {
-    canvas.width = T;
-    canvas.height = height;
-    const context = canvas.getContext("2d"), image = context.createImageData(T, height);
-    const tint = (x) => colours[x < 0 ? "weights" : show].split(",").map(Number);
-    for (let i = 0; i < height; i++) for (let j = 0; j < T; j++) {
-      const x = of(i, j), place = 4 * (i * T + j);
-      if (x !== null) image.data.set([...tint(x), 255 * strength(show, x)], place);
-      // The empty half marks the chosen row and the column that is pointed at.
-      else if (height > 1 && (i === state.query || j === state.key)) image.data.set([128, 128, 128, 150], place);
+  function fill(image, to, matrix, from, count, show) {
+    const own = pixelsOf(show), whole = new Uint32Array(image.data.buffer);
+    for (let n = 0; n < count; n++) whole[to + n] = own[matrix[from + n]];
+  }
+
+  function paint(canvas, matrix, n, show) {
+    const context = canvas.getContext("2d");
+    let drawn = maps.get(canvas);
+    if (drawn === undefined || drawn.matrix !== matrix || drawn.n !== n) {
+      canvas.width = canvas.height = T;
+      drawn = { matrix, n, image: context.createImageData(T, T) };
+      for (let i = 0; i < T; i++) fill(drawn.image, i * T, matrix, index(n, i, 0), i + 1, show);
+      maps.set(canvas, drawn);
     }
-    context.putImageData(image, 0, 0);
+    context.putImageData(drawn.image, 0, 0);
+    // The empty half marks the chosen row and the column that is pointed at.
+    context.fillStyle = "rgba(128, 128, 128, 0.6)";
+    context.fillRect(state.query + 1, state.query, T, 1);
+    if (state.key !== null) context.fillRect(state.key, 0, 1, state.key);
   }
 
   // All of it.
@@ -258,6 +293,7 @@
       drawStrips(eye, find(".strips", article));
     });
     point();
+    note();
   }
 
   function point() {
@@ -273,6 +309,11 @@
       drawMap(eye, find(".of-masks", article), "masks", `F of layer ${state.layer}${mask}`);
       drawMap(eye, find(".of-weights", article), "weights", `Attention of layer ${state.layer}, head ${eye?.head}`);
     });
+    clearTimeout(noting);
+    noting = setTimeout(note, 100); // browsers refuse an address that changes with every move of the mouse
+  }
+
+  function note() {
     const kept = Object.entries(state).filter(([, x]) => x !== null);
     history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
   }
