@@ -228,9 +228,9 @@ def charged(model: Any, batch: Any, found: Losses) -> Losses:
 def charged_evaluation(patch: Patch) -> None:
     """H14: the penalty is in the validation loss, and so in its perplexity."""
 
-    def with_penalty(forward: Any, model: Any, *rest: Any) -> Losses:
+    def with_penalty(forward: Any, model: Any, *rest: Any, **named: Any) -> Losses:
         model.train()
-        found = losses(forward, model, *rest)
+        found = losses(forward, model, *rest, **named)
         model.eval()
         return charged(model, rest[0], found)
 
@@ -240,8 +240,8 @@ def charged_evaluation(patch: Patch) -> None:
 def charged_training(patch: Patch) -> None:
     """H14: the penalty is in the reported training loss."""
 
-    def with_penalty(forward: Any, model: Any, *rest: Any) -> Losses:
-        found = losses(forward, model, *rest)
+    def with_penalty(forward: Any, model: Any, *rest: Any, **named: Any) -> Losses:
+        found = losses(forward, model, *rest, **named)
         return found if found.penalty is None else charged(model, rest[0], found)
 
     patch.setattr(loop, "losses", with_penalty)
