@@ -117,7 +117,7 @@ def test_no_arm_of_the_family_is_accused(text: Path, changes: dict[str, Any]) ->
 
 @pytest.mark.parametrize("init", ["normal", "o_rescaled", "o_zero", "k_zero", "ko_zero", "zero"])
 @pytest.mark.parametrize("attention", ["softmax", "selective"])
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_a_graft_that_has_not_woken_up_is_not_accused(text: Path, init: str, attention: str, steps: int) -> None:
     graft = [{"kind": "add-heads", "init": init}]
     found = watched(make(text, **{**SMALL, "train__steps": steps, "model__attention__kind": attention}, graft=graft))
