@@ -76,7 +76,11 @@ def test_memory_at_the_loss_of_another_run(folder: Path) -> None:
         for seed in (0, 1)
     }
     worse, better = sorted(losses, key=lambda seed: -losses[seed])
-    told = command("prune", f"tiny/selective/{worse}", "--target-loss-of", f"tiny/selective/{better}", cwd=folder)
+    never = ("--target-loss-of", f"tiny/selective/{better}", "--keep", "1/2", "--record", "never")
+    told = command("prune", f"tiny/selective/{worse}", *never, cwd=folder)
+    shown = json.loads(command("show", f"never/selective/{worse}", "--json", cwd=folder).out)["record"]["final"]
+    assert {value for name, value in shown.items() if name.startswith("memory/")} == {1.0}
+    assert {value for name, value in shown.items() if name.startswith("log2-")} == {0.0}
     assert "none" in told.out
     assert "the full cache's loss is above it" in told.out
 
